@@ -1,0 +1,144 @@
+"""The typed configuration of a training run: FunASR's key names, one YAML per run, overrides on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+
+@dataclass
+class LoraConf:
+    r: int = 16
+    """Rank of the two matrices."""
+    lora_alpha: int = 32
+    """Scale of the update: lora_alpha / r."""
+    lora_dropout: float = 0.05
+    target_modules: list[str] = field(default_factory=list)
+    """Names of linear layers inside the part; empty: all of them."""
+
+
+@dataclass
+class PartConf:
+    """How one part of the model (encoder, adaptor, LLM) is trained."""
+
+    freeze: bool = False
+    """Keep its weights, without gradient and dropout."""
+    use_lora: bool = False
+    """Keep its weights and train low-rank updates beside them."""
+    lora_conf: LoraConf = field(default_factory=LoraConf)
+
+
+@dataclass
+class SpecAugConf:
+    """SpecAugment (Park et al., 2019) on the filterbank: masks are zero after mean removal of the utterance."""
+
+    time_masks: int = 0
+    time_width: int = 20
+    """Widest time mask, in frames of 10 ms."""
+    freq_masks: int = 0
+    freq_width: int = 10
+    """Widest frequency mask, in mel bins."""
+
+
+@dataclass
+class DatasetConf:
+    batch_size: int = 6000
+    """Budget of one optimiser step, over all ranks and accumulated parts: frames (longest times rows), or rows."""
+    batch_type: Literal["token", "example"] = "token"
+    """What batch_size counts: frames of 10 ms, or utterances."""
+    num_workers: int = 4
+    """Processes that read audio ahead of the trainer."""
+    speed_perturb: list[float] = field(default_factory=list)
+    """Each utterance plays at one of these speeds, drawn per epoch; for example [0.9,1.0,1.1]."""
+    spec_aug: SpecAugConf = field(default_factory=SpecAugConf)
+    allow_pipes: bool = False
+    """Run the shell commands that end in | in place of a path, as Kaldi does."""
+
+
+@dataclass
+class TrainConf:
+    max_epoch: int = 50
+    accum_grad: int = 1
+    """Parts in which the rows of a step pass through the model."""
+    grad_clip: float = 5.0
+    """Largest norm of the gradient; 0: no limit."""
+    log_interval: int = 1
+    """Steps between lines of the log."""
+    validate_interval: int = 0
+    """Steps between decodings of the dev set, each with a checkpoint; 0: once per epoch."""
+    save_checkpoint_interval: int = 0
+    """Steps between further checkpoints for resuming; 0: only those of validate_interval."""
+    keep_nbest_models: int = 5
+    """Checkpoints kept, by their score on dev, beside the newest."""
+    avg_nbest_model: int = 1
+    """Checkpoints averaged into the final model; 1: the best alone."""
+    resume: bool = True
+    """Go on from the newest checkpoint in output_dir."""
+    seed: int = 0
+
+
+@dataclass
+class OptimConf:
+    lr: float = 0.0002
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+
+
+@dataclass
+class SchedulerConf:
+    type: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup: float = 0.05
+    """Share of the run's steps in which the learning rate rises."""
+
+
+@dataclass
+class RunConfig:
+    """A training run. Every key can stand in the YAML of --config and be overridden by ++key=value."""
+
+    model: str = "FunAudioLLM/Fun-ASR-Nano-2512-hf"
+    """Checkpoint to start from: a hub name or a folder."""
+    hub: Literal["ms", "hf"] = "ms"
+    """Where a hub name is looked up: ModelScope or Hugging Face."""
+    family: str = "fun_asr_nano"
+    """Architecture of the model: a name in speechllm/models."""
+    task: str = "sft"
+    """Objective: a name in speechllm/tasks."""
+    train_data_set_list: str = ""
+    """JSONL to train on."""
+    valid_data_set_list: str = ""
+    """JSONL that is decoded to choose the best checkpoint."""
+    output_dir: str = "./outputs"
+    dataset_conf: DatasetConf = field(default_factory=DatasetConf)
+    train_conf: TrainConf = field(default_factory=TrainConf)
+    optim_conf: OptimConf = field(default_factory=OptimConf)
+    scheduler_conf: SchedulerConf = field(default_factory=SchedulerConf)
+    audio_encoder_conf: PartConf = field(default_factory=PartConf)
+    audio_adaptor_conf: PartConf = field(default_factory=PartConf)
+    llm_conf: PartConf = field(default_factory=PartConf)
+    max_new_tokens: int = 512
+    """Longest answer, in tokens, when the dev set is decoded, and later when the model is used."""
+    normalizer: Literal["mixed", "kana", "basic"] = "mixed"
+    """What brings the texts of the dev set to one form before they are compared."""
+
+    def part(self, name: str) -> PartConf:
+        """The settings of one of the family's parts, such as ``audio_encoder``."""
+        return getattr(self, f"{name}_conf")
+
+
+@dataclass
+class DecodeOptions:
+    """How a set is decoded."""
+
+    batch_size: int = 12000
+    """Budget of a batch in frames of 10 ms: longest times rows."""
+    max_new_tokens: int = 0
+    """Longest answer, in tokens; 0: as in the model's training."""
+    num_workers: int = 2
+    """Processes that read audio ahead of the model."""
+    allow_pipes: bool = False
+    """Run the shell commands that end in | in place of a path, as Kaldi does."""
+
+
+def as_dict(config: RunConfig) -> dict:
+    """Plain lists and dicts, as YAML and JSON hold them."""
+    return asdict(config, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs})

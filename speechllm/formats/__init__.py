@@ -1,0 +1,1 @@
+"""Readers and writers of the files between the stages; docs/formats.md describes each."""

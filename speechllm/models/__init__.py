@@ -1,0 +1,16 @@
+"""The families, by name. Adding one: a module here and a line in FAMILIES."""
+
+from __future__ import annotations
+
+from speechllm.errors import UserError
+from speechllm.models.base import Family
+from speechllm.models.fun_asr_nano import FunAsrNano
+
+FAMILIES: dict[str, type[Family]] = {"fun_asr_nano": FunAsrNano}
+
+
+def open_family(name: str, folder: str) -> Family:
+    """The family ``name`` on a checkpoint folder. Raises UserError for a name that is not in FAMILIES."""
+    if name not in FAMILIES:
+        raise UserError(f"unknown family {name}; there are: {', '.join(FAMILIES)}")
+    return FAMILIES[name](folder)

@@ -1,0 +1,82 @@
+"""What a family of models offers. A family knows one architecture, and never what is being optimised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from speechllm.augment import Augment
+    from speechllm.sample import Prompt
+
+
+class Family:
+    """One architecture, opened on one checkpoint folder.
+
+    Args:
+        folder: where the checkpoint's config and tokenizer are.
+
+    Attributes:
+        name: its key in FAMILIES.
+        rate: samples per second that it hears.
+    """
+
+    name: ClassVar[str]
+    rate: ClassVar[int] = 16000
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    @classmethod
+    def create(cls, sizes: dict, tokenizer: Any, folder: str) -> None:
+        """Write a random model of the real architecture, for tests and the mini recipes.
+
+        Args:
+            sizes: what differs from the architecture's default config.
+        """
+        raise NotImplementedError
+
+    def load(self) -> nn.Module:
+        """The model with the folder's weights, in evaluation mode."""
+        raise NotImplementedError
+
+    def parts(self, model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
+        """The modules that freezing, LoRA and the table at start-up speak of, by name; together the whole model."""
+        raise NotImplementedError
+
+    def save(self, model: nn.Module, folder: str) -> None:
+        """Write weights, config and tokenizer, so that ``type(self)(folder)`` opens them again."""
+        raise NotImplementedError
+
+    def fields(self, generating: bool) -> dict[str, Any]:
+        """How each tensor of a row joins a batch; text is padded on the left when the model generates."""
+        raise NotImplementedError
+
+
+class Generates:
+    """Capability: text from audio and a prompt."""
+
+    def encode(self, wave: np.ndarray, prompt: Prompt, answer: str | None, augment: Augment | None) -> dict:
+        """One row. With an answer, ``labels`` holds its tokens and the end mark, -100 elsewhere.
+
+        Args:
+            wave: (N,) float32 at ``rate``.
+            answer: the reference; None when the model is to generate.
+            augment: what may change the features; None outside training.
+        """
+        raise NotImplementedError
+
+    def hidden(self, model: nn.Module, batch: dict) -> torch.Tensor:
+        """Last hidden states (B, L, D) of the LLM over the whole sequence."""
+        raise NotImplementedError
+
+    def head(self, model: nn.Module) -> nn.Module:
+        """The layer that turns (..., D) into (..., vocabulary), so that it runs at label positions only."""
+        raise NotImplementedError
+
+    def generate(self, model: nn.Module, batch: dict, max_new_tokens: int) -> list[dict]:
+        """One row per utterance: ``text``, and ``truncated`` where no end mark came within the limit. Greedy."""
+        raise NotImplementedError

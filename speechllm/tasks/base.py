@@ -1,0 +1,56 @@
+"""What a task offers. A task knows one objective, and never a model's name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from speechllm.augment import Augment
+    from speechllm.config import DecodeOptions, RunConfig
+    from speechllm.sample import Sample
+
+
+class Task:
+    """One objective.
+
+    Attributes:
+        name: its key in TASKS.
+        needs: the capability of a family that it works on.
+        higher_is_better: whether more of the score's ``value``, which chooses the best checkpoint, is better.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[type]
+    higher_is_better: ClassVar[bool]
+
+    def example(self, family: Any, sample: Sample, wave: np.ndarray, augment: Augment | None) -> dict:
+        """The tensors of one row to train on; ``wave`` is (N,) float32 at the family's rate."""
+        raise NotImplementedError
+
+    def query(self, family: Any, sample: Sample, wave: np.ndarray) -> dict:
+        """The tensors of one row to predict from."""
+        raise NotImplementedError
+
+    def silence(self, batch: dict) -> None:
+        """Take the loss from a batch that only fills an empty share."""
+        raise NotImplementedError
+
+    def counts(self, batch: dict) -> dict[str, torch.Tensor]:
+        """The denominators of the loss in this batch, one per term, known before the forward."""
+        raise NotImplementedError
+
+    def loss(self, family: Any, model: nn.Module, batch: dict, totals: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum over this batch's rows, each term divided by its count over the whole step and all ranks."""
+        raise NotImplementedError
+
+    def predict(self, family: Any, model: nn.Module, batch: dict, options: DecodeOptions) -> list[dict]:
+        """One row per utterance of the batch."""
+        raise NotImplementedError
+
+    def score(self, references: dict[str, str], rows: list[dict], config: RunConfig) -> dict:
+        """The numbers of score.json that are the task's own: ``metric``, ``value``, counts."""
+        raise NotImplementedError

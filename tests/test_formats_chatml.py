@@ -1,0 +1,108 @@
+"""ChatML rows as Fun-ASR's users have them, with what is said about a bad one."""
+
+import json
+
+import pytest
+
+from speechllm.errors import UserError
+from speechllm.formats.chatml import ChatmlFile, to_row
+from speechllm.formats.prompts import asr_prompt
+from speechllm.sample import Clip, Prompt, Sample
+
+# A row of the form that FunASR's documentation gives: no key, three messages, lengths.
+UPSTREAM = {
+    "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "语音转写：<|startofspeech|>!https://host/a b.wav<|endofspeech|>"},
+        {"role": "assistant", "content": "几点了？"},
+    ],
+    "speech_length": 145,
+    "text_length": 3,
+}
+
+
+def write(path, *rows):
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def row(key, **change):
+    return UPSTREAM | {"key": key} | change
+
+
+def user(content):
+    return [UPSTREAM["messages"][0], {"role": "user", "content": content}, UPSTREAM["messages"][2]]
+
+
+def test_rows_of_upstream_are_read_and_written_alike(tmp_path):
+    file = ChatmlFile(write(tmp_path / "my set.jsonl", UPSTREAM, "", UPSTREAM))
+    assert file.keys == ["my_set-0000001", "my_set-0000003"]
+    assert (file.speech_lengths, file.text_lengths) == ([145, 145], [3, 3])
+    sample = file[1]
+    assert sample.clip == Clip("https://host/a b.wav") and sample.prompt == Prompt() == asr_prompt()
+    assert sample.text == "几点了？" and sample.where == f"{tmp_path}/my set.jsonl:3"
+    written = to_row(sample)
+    assert written.pop("key") == "my_set-0000003"
+    assert json.dumps(written) == json.dumps(UPSTREAM)  # in the same order
+
+
+@pytest.mark.parametrize(
+    "clip", [Clip("/a.wav"), Clip("/a.wav", 1.5, 2.25), Clip("/a.wav", 0.5), Clip("a.ark:7", 0, 2)]
+)
+@pytest.mark.parametrize("text", ["words \u2028 语", "", None])
+def test_a_sample_comes_back_as_it_went(tmp_path, clip, text):
+    sample = Sample("u-1", clip, Prompt("system", "before ", " after"), text, 98, 2, f"{tmp_path}/x.jsonl:1")
+    assert ChatmlFile(write(tmp_path / "x.jsonl", to_row(sample)))[0] == sample
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ('{"messages": [', "not JSON"),
+        ("[1, 2]", "not a ChatML row"),
+        ("null", "not a ChatML row"),
+        ({"speech_length": 1}, "no 'messages'"),
+        ({key: UPSTREAM[key] for key in ("messages", "text_length")}, "no 'speech_length'"),
+        (row("b", messages=user("no audio")), "0 audio marks"),
+        (row("b", messages=user("<|startofspeech|>!a<|endofspeech|>" * 2)), "2 audio marks"),
+        (row("b", messages=user(None)), "not a ChatML row"),
+        (row("b", messages=UPSTREAM["messages"] * 2), "one system, one user"),
+        (row("b", messages=[*UPSTREAM["messages"][:2], {"role": "assistant", "content": 7}]), "not text"),
+        (row("b", end="soon"), "not a ChatML row"),
+        (row("b", speech_length=float("inf")), "not a ChatML row"),
+        (row("two words"), "not one word"),
+        (row("a"), "utterance a stands on line 1 already"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad, reason):
+    path = write(tmp_path / "x.jsonl", row("a"), bad, row("c"))
+    with pytest.raises(UserError) as caught:
+        ChatmlFile(path)
+    assert str(caught.value).startswith(f"{path}:2: ") and reason in str(caught.value)
+
+
+def test_bytes_that_are_not_utf8(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(json.dumps(row("a")).encode() + b'\n{"key": "\xff"}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl:2: not JSON"):
+        ChatmlFile(tmp_path / "x.jsonl")
+
+
+def test_missing_and_empty_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"y\.jsonl: no such file"):
+        ChatmlFile(tmp_path / "y.jsonl")
+    with pytest.raises(UserError, match=r"x\.jsonl: no row"):
+        ChatmlFile(write(tmp_path / "x.jsonl"))
+
+
+# The prompts that upstream documents, word for word.
+
+
+def test_prompts():
+    assert asr_prompt().before == "语音转写："
+    assert asr_prompt("en").before == "语音转写成英文："
+    assert asr_prompt("日文").before == "语音转写成日文："
+    assert asr_prompt(itn=False).before == "语音转写，不进行文本规整："
+    assert asr_prompt().system == "You are a helpful assistant." and asr_prompt().after == ""
+    with pytest.raises(UserError, match="unknown language klingon; give zh, en, ja"):
+        asr_prompt("klingon")

@@ -1,0 +1,48 @@
+"""Make a tiny random model of a real architecture, its tokenizer trained on the given text. Its scores mean nothing."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from speechllm import cli
+from speechllm.errors import UserError
+
+
+@dataclass
+class Options:
+    output_dir: str
+    """Folder of the new checkpoint."""
+    text_files: list[str]
+    """Kaldi text files to train the tokenizer on."""
+    sizes: dict = field(default_factory=dict)
+    """What differs from the architecture's default config; usually from --config conf/tiny_model.yaml."""
+    family: str = "fun_asr_nano"
+    vocab_size: int = 600
+    """Tokens, 256 bytes and the special ones among them."""
+    seed: int = 0
+
+
+def main(options: Options) -> None:
+    from transformers import set_seed
+
+    from speechllm.formats.kaldi import read_table
+    from speechllm.models import FAMILIES
+    from speechllm.models.tiny import train_tokenizer
+    from speechllm.sample import Prompt
+
+    if options.family not in FAMILIES:
+        raise UserError(f"unknown family {options.family}; there are: {', '.join(FAMILIES)}")
+    texts = [text for path in options.text_files for text, _ in read_table(path).values()]
+    prompt = Prompt()
+    tokenizer = train_tokenizer(
+        [*texts, *["system user assistant", prompt.system, prompt.before] * 100], options.vocab_size
+    )
+    set_seed(options.seed)
+    FAMILIES[options.family].create(options.sizes, tokenizer, options.output_dir)
+    print(f"{options.output_dir}: a random {options.family} model; its tokenizer has {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

@@ -1,0 +1,53 @@
+"""Check a Kaldi data folder: validate_data.py DIR, or ++data_dir=DIR. Prints every fault, with id, file and line."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from speechllm import cli
+from speechllm.errors import UserError
+
+
+@dataclass
+class Options:
+    data_dir: str
+    """Folder with wav.scp and text, and perhaps segments and utt2spk."""
+    decode: bool = False
+    """Read all samples, not the headers alone; finds NaN and damaged flac and mp3."""
+    max_workers: int = 4
+    """Threads that read audio; more help where files are far away."""
+    allow_pipes: bool = False
+    """Run the shell commands that end in | in place of a path, as Kaldi does."""
+
+
+def main(options: Options) -> None:
+    from tqdm import tqdm
+
+    from speechllm.formats import contract
+
+    faults = 0
+
+    def report(key: str, where: str, reason: str) -> None:
+        nonlocal faults
+        faults += 1
+        tqdm.write(f"{where}: {key}: {reason}")
+
+    good = contract.check(options.data_dir, options.max_workers, options.allow_pipes, options.decode, report)
+    rows = list(tqdm(good, unit="utt", disable=None))
+    contract.check_order(options.data_dir, report)
+    speakers = {speaker for _, _, speaker in rows if speaker}
+    hours = sum(seconds for _, seconds, _ in rows) / 3600
+    print(f"{options.data_dir}: {len(rows)} good utterances, {hours:.2f} h, {len(speakers) or 'unknown'} speakers")
+    if faults or not rows:
+        raise UserError(
+            f"{options.data_dir}: {faults} fault(s), {len(rows)} good utterances; mend what is listed above, or let "
+            f"tools/fix_data.py {options.data_dir} sort the files and drop the bad utterances"
+        )
+
+
+if __name__ == "__main__":
+    if not [*sys.argv[1:], "+"][0].startswith(("+", "-")):  # DIR as Kaldi's users type it
+        sys.argv[1] = f"++data_dir={sys.argv[1]}"
+    cli.run(main, Options, __doc__)

@@ -1,0 +1,44 @@
+"""Normalise a file of `utt text` rows for scoring: whisper_mix_normalize.py IN OUT [kana|basic] [++like=REF]."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from speechllm import cli
+
+
+@dataclass
+class Options:
+    source: str
+    """File of `utt text` or `utt<TAB>text` rows: the first word. An id alone is an empty text."""
+    target: str
+    """File to write, `utt<TAB>text` in the same order: the second word."""
+    normalizer: Literal["mixed", "kana", "basic"] = "mixed"
+    """The third word. kana: Japanese to kana; basic: case and punctuation only, numbers as written."""
+    like: str = ""
+    """For hypotheses: the file of references. Numbers are then written in the language of each reference."""
+
+
+def main(options: Options) -> None:
+    from speechllm.text import open_normalizer
+    from speechllm.text.rows import read_rows, write_rows
+
+    normalizer = open_normalizer(options.normalizer)
+    texts = read_rows(options.source)
+    write_rows(options.target, normalizer.rows(texts, like=read_rows(options.like) if options.like else None))
+    logging.info("%d rows by normaliser %s %s: %s", len(texts), normalizer.name, normalizer.version, options.target)
+
+
+if __name__ == "__main__":
+    # Upstream's users call it with plain words.
+    words = list(takewhile(lambda word: not word.startswith(("+", "-")), sys.argv[1:4]))
+    names = ("source", "target", "normalizer")
+    sys.argv[1 : 1 + len(words)] = [f"++{name}={word}" for name, word in zip(names, words, strict=False)]
+    cli.run(main, Options, __doc__)
