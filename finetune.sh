@@ -15,8 +15,9 @@ usage="usage: bash finetune.sh [--data DIR] [--config FILE] [--nproc N] [++key=v
   ++key=value       any key of the YAML, for example ++model=FunAudioLLM/Fun-ASR-Nano-2512-hf
                     ++train_data_set_list=data/train.jsonl ++output_dir=exp/mine ++train_conf.max_epoch=5
 
-Several machines: start it on each, with WORLD_SIZE (number of machines), RANK (of this one), MASTER_ADDR and
-MASTER_PORT in the environment. The same command after a kill goes on where the run stopped."
+Several machines: start it on each, with WORLD_SIZE (number of machines), RANK (of this one, from 0),
+MASTER_ADDR and MASTER_PORT (of the first) in the environment. The same command after a kill goes on
+where the run stopped."
 . "$here/local/parse_options.sh"
 parse_options "$@"
 . "$here/local/env.sh"
@@ -45,8 +46,10 @@ if ((nproc == 0)); then
 fi
 launch=("$PYTHON")
 if ((${WORLD_SIZE:-1} > 1)); then
-  launch+=(-m torch.distributed.run --nproc-per-node "$nproc" --nnodes "$WORLD_SIZE" --node-rank "${RANK:?}"
-    --master-addr "${MASTER_ADDR:?}" --master-port "${MASTER_PORT:?}")
+  launch+=(-m torch.distributed.run --nproc-per-node "$nproc" --nnodes "$WORLD_SIZE"
+    --master-port "${MASTER_PORT:-29500}"
+    --node-rank "${RANK:?with WORLD_SIZE, set RANK: the number of this machine, 0 for the first}"
+    --master-addr "${MASTER_ADDR:?with WORLD_SIZE, set MASTER_ADDR: the address of the first machine}")
 elif ((nproc > 1)); then
   launch+=(-m torch.distributed.run --nproc-per-node "$nproc" --standalone)
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 import re
 import sys
@@ -20,8 +21,12 @@ def suggest(word: str, known: list[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def parse(options_class: type, argv: list[str], description: str = "", prog: str | None = None) -> Any:
+def parse(options_class: type, argv: list[str], description: str = "", positional: tuple[str, ...] = ()) -> Any:
     """An instance of the dataclass ``options_class`` from ``++a.b=c``, ``--a.b=c``, ``--a.b c`` or ``--config x.yaml``.
+
+    Args:
+        argv: the words; dashes within an option's name count as underscores.
+        positional: options that the first words may give without their names.
 
     Raises:
         UserError: an unknown option, from the command line or the YAML, or a value of the wrong type.
@@ -29,11 +34,13 @@ def parse(options_class: type, argv: list[str], description: str = "", prog: str
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML with the options below; later options win.")
     parser.add_class_arguments(options_class)
     known = [name.lstrip("-") for action in parser._actions for name in action.option_strings]
-    words = [re.sub(r"^\+\+", "--", word) for word in argv]
+    bare = list(itertools.takewhile(lambda word: not word.startswith(("+", "-")), argv))[: len(positional)]
+    named = [f"--{name}={word}" for name, word in zip(positional, bare, strict=False)]
+    words = named + [re.sub(r"^(?:\+\+|--)[\w.\-]+", _option, word) for word in argv[len(bare) :]]
     for word in words:
         name = re.match(r"--([\w.\-]+)", word)
         if name and name[1] not in known:
@@ -48,6 +55,10 @@ def parse(options_class: type, argv: list[str], description: str = "", prog: str
     return options_class(**values)
 
 
+def _option(name: re.Match) -> str:
+    return "--" + name[0][2:].replace("-", "_")
+
+
 def _explain(message: str, known: list[str]) -> str:
     """jsonargparse's message on one line, with the nearest known name where it speaks of an unknown key."""
     group = re.search(r"Group '([\w.]+)'", message)
@@ -56,12 +67,14 @@ def _explain(message: str, known: list[str]) -> str:
     return " ".join(message.split()) + (suggest(name, known) if unknown else "")
 
 
-def run(main: Callable[[Any], None], options_class: type, description: str = "") -> None:
+def run(
+    main: Callable[[Any], None], options_class: type, description: str = "", positional: tuple[str, ...] = ()
+) -> None:
     """Parse ``sys.argv``, call ``main(options)``, exit 2 on a bad option and 1 on a bad input, with one line each."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.captureWarnings(True)
     try:
-        options = parse(options_class, sys.argv[1:], description)
+        options = parse(options_class, sys.argv[1:], description, positional)
     except UserError as error:
         sys.exit(_say(error, 2))
     try:

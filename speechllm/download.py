@@ -155,6 +155,8 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 raise UserError(f"{archive}: {info.name} is no plain file; unpack it by hand and give ++corpus=DIR")
             if info.isfile():
                 yield info.name, pack.extractfile(info)
+        while pack.fileobj.read(1 << 20):  # to the end, where the checksum of the compressed data is
+            pass
 
 
 def _inside(name: str, archive: Path) -> PurePosixPath:

@@ -48,6 +48,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    if not [*sys.argv[1:], "+"][0].startswith(("+", "-")):  # DIR as Kaldi's users type it
-        sys.argv[1] = f"++data_dir={sys.argv[1]}"
-    cli.run(main, Options, __doc__)
+    cli.run(main, Options, __doc__, positional=("data_dir",))

@@ -27,14 +27,14 @@ class Options:
 def main(options: Options) -> None:
     from transformers import set_seed
 
-    from speechllm.formats.kaldi import read_table
+    from speechllm.formats.kaldi import read_text
     from speechllm.models import FAMILIES
     from speechllm.models.tiny import train_tokenizer
     from speechllm.sample import Prompt
 
     if options.family not in FAMILIES:
         raise UserError(f"unknown family {options.family}; there are: {', '.join(FAMILIES)}")
-    texts = [text for path in options.text_files for text, _ in read_table(path).values()]
+    texts = [text for path in options.text_files for text in read_text(path).values()]
     prompt = Prompt()
     tokenizer = train_tokenizer(
         [*texts, *["system user assistant", prompt.system, prompt.before] * 100], options.vocab_size

@@ -1,7 +1,6 @@
 """Kaldi's wav.scp and text to a ChatML JSONL: ++scp_file, ++transcript_file, ++jsonl_file.
 
-Utterances are joined by id and written in the order of the scp (of the segments, where given). Bad ones are listed in
-<jsonl_file>.bad; over ++max_bad of them, nothing is written to <jsonl_file>.
+Joins by id, in the order of the scp (or segments). Bad utterances go to <jsonl_file>.bad; over ++max_bad, no JSONL.
 """
 
 import itertools

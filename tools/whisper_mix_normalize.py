@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +36,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    # Upstream's users call it with plain words.
-    words = list(takewhile(lambda word: not word.startswith(("+", "-")), sys.argv[1:4]))
-    names = ("source", "target", "normalizer")
-    sys.argv[1 : 1 + len(words)] = [f"++{name}={word}" for name, word in zip(names, words, strict=False)]
-    cli.run(main, Options, __doc__)
+    cli.run(main, Options, __doc__, positional=("source", "target", "normalizer"))

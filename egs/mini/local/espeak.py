@@ -105,6 +105,9 @@ class Espeak:
         if self.rate <= 0:
             raise UserError(f"espeak-ng cannot read its data in {data.decode()}; install espeakng-loader again")
         self._library.espeak_SetSynthCallback(self._callback)
+        self._library.espeak_ng_SetRandSeed(
+            ctypes.c_long(1)
+        )  # by itself the breath of +f2, +f3, +f5 hangs on the clock
 
     def say(self, text: str, voice: str, words_per_minute: int = 175, pitch: int = 50) -> Speech:
         """Speak ``text``.

@@ -208,7 +208,7 @@ def publish(output: Path, partial: Path, name: str, rows: dict[str, list[Span]])
     with atomic_write(folder / "words.ctm") as file:
         for key in sorted(rows):
             for word, start, end in rows[key]:
-                file.write(f"{key} 1 {start / RATE:.4f} {(end - start) / RATE:.4f} {word}\n")
+                file.write(f"{key} 1 {start / RATE:.6f} {(end - start) / RATE:.6f} {word}\n")
     write_table(folder / "text", {key: " ".join(word for word, *_ in spans) for key, spans in rows.items()})
     write_table(folder / "utt2spk", {key: key.split("-")[0] for key in rows})
     write_table(folder / "wav.scp", {key: str(wavs / f"{key}.wav") for key in rows})
