@@ -150,6 +150,7 @@ class Opened:
     model: Any
     prompt: Prompt
     max_new_tokens: int
+    stamp: int  # when the model was made, ns
 
 
 def save_model(family: Family, task: Task, model: Any, prompt: Prompt, max_new_tokens: int, folder: str) -> None:
@@ -183,7 +184,8 @@ def open_model(model_dir: str, hub_name: str = "ms", family: str = "fun_asr_nano
         raise UserError(f"{folder}: this run is not finished; the training command goes on from its newest checkpoint")
     opened = open_family(said["family"], folder)
     task = open_task(said["task"], opened)
-    return Opened(opened, task, opened.load(), Prompt(**said["prompt"]), said["max_new_tokens"])
+    stamp = os.stat(path if os.path.isfile(path) else os.path.join(folder, "config.json")).st_mtime_ns
+    return Opened(opened, task, opened.load(), Prompt(**said["prompt"]), said["max_new_tokens"], stamp)
 
 
 def clear_leftovers(folder: str, names: Iterable[str]) -> None:

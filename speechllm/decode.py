@@ -161,11 +161,9 @@ def _write(rows: list[dict], base: str, output_file: str) -> None:
 def _fingerprint(opened: Any, samples: Sequence[Sample], options: DecodeOptions) -> dict:
     """What must be the same for a part-file to be gone on from."""
     said = [(sample.key, sample.clip, sample.prompt) for sample in samples]
-    folder = opened.family.folder
-    stamps = sorted((name, os.stat(os.path.join(folder, name)).st_mtime_ns) for name in os.listdir(folder))
     return {
         "data": hashlib.sha256(repr(said).encode()).hexdigest(),
-        "model": hashlib.sha256(repr((folder, stamps)).encode()).hexdigest(),
+        "model": [opened.family.folder, opened.stamp],
         "max_new_tokens": options.max_new_tokens,
     }
 

@@ -20,7 +20,7 @@ def resolve(name: str, hub: str = "ms", patterns: list[str] | None = None) -> st
     """
     if os.path.isdir(name):
         return name
-    if name.startswith((".", "/")) or name.count("/") != 1:
+    if name.count("/") != 1 or os.path.isdir(os.path.dirname(name)):  # such as exp/x or ./x
         raise UserError(f"{name}: no such folder, and not a hub name of the form owner/name")
     try:
         if hub == "ms":

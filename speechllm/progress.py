@@ -41,6 +41,13 @@ class Progress(TrainerCallback):
         self.rows = self.frames = self.cells = 0
         self.bar = None
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.bar is not None:
+            self.bar.close()  # before a message of what went wrong
+
     def on_train_begin(self, args, state, control, **kwargs):
         shown = state.is_world_process_zero
         interval = 0.5 if sys.stderr.isatty() else 20
@@ -71,6 +78,3 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             numbers = "loss {loss:.5f} grad_norm {grad_norm:.3f} lr {learning_rate:.3g}".format(**logs)
             steps.info("step %d epoch %.2f %s %s", state.global_step, state.epoch, numbers, self.rate())
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()

@@ -202,6 +202,7 @@ class SpeechTrainer(Trainer):
                 write_json(os.path.join(made, checkpoint.SCORE), self.score)
             shutil.rmtree(os.path.join(home, name), ignore_errors=True)
             os.replace(made, os.path.join(home, name))
+            os.rmdir(os.path.dirname(made))
             self._forget_worse()
         self.score = None
         self.accelerator.wait_for_everyone()
@@ -215,8 +216,9 @@ class SpeechTrainer(Trainer):
                 shutil.rmtree(path)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
-        os.makedirs(output_dir, exist_ok=True)
-        checkpoint.save_trained(self.objective.model, output_dir)
+        if self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            checkpoint.save_trained(self.objective.model, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         checkpoint.load_trained(self.objective.model, [resume_from_checkpoint])
@@ -243,6 +245,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         save_strategy="no",
         seed=train.seed,
         report_to=["tensorboard"],
+        use_cpu=not torch.accelerator.is_available(),  # or ranks without a GPU would not know of each other
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
@@ -280,7 +283,7 @@ def train(config: RunConfig, score_dev: Callable) -> None:
 
     trainer = SpeechTrainer(config, Objective(family, task, model, frozen), data, validate)
     newest = prepare_folder(trainer, config, data)
-    with logging_redirect_tqdm():
+    with logging_redirect_tqdm(), trainer.progress:
         trainer.train(resume_from_checkpoint=newest)
     finish(trainer, common_prompt(data), validate)
 

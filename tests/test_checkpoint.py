@@ -69,14 +69,19 @@ def test_everything_frozen_is_refused(family):
 
 def test_lora_stays_inside_its_part(family):
     model, frozen = prepared(
-        family, "++audio_encoder_conf.freeze=true", "++llm_conf.use_lora=true", "++llm_conf.lora_conf.target_modules=[q_proj]"
+        family,
+        "++audio_encoder_conf.freeze=true",
+        "++llm_conf.use_lora=true",
+        "++llm_conf.lora_conf.target_modules=[q_proj]",
     )
     trained = set(checkpoint.trained_tensors(model))
     lora = {name for name in trained if "lora_" in name}
     assert lora == {
         f"model.language_model.layers.{i}.self_attn.q_proj.lora_{ab}.default.weight" for i in (0, 1) for ab in "AB"
     }
-    assert trained - lora == {f"model.multi_modal_projector.{n}" for n, _ in model.model.multi_modal_projector.named_parameters()}
+    assert trained - lora == {
+        f"model.multi_modal_projector.{n}" for n, _ in model.model.multi_modal_projector.named_parameters()
+    }
     assert frozen == [model.model.audio_tower, model.lm_head] or frozen == [model.model.audio_tower]
 
 
@@ -128,7 +133,12 @@ def test_a_finished_run_opens_by_its_folder_alone(family, tmp_path):
     asked = Prompt("S", "语音转写成英文：", "")
     checkpoint.save_model(family, open_task("sft", family), model, asked, 33, str(tmp_path))
     opened = checkpoint.open_model(str(tmp_path))
-    assert (opened.family.name, opened.task.name, opened.prompt, opened.max_new_tokens) == ("fun_asr_nano", "sft", asked, 33)
+    assert (opened.family.name, opened.task.name, opened.prompt, opened.max_new_tokens) == (
+        "fun_asr_nano",
+        "sft",
+        asked,
+        33,
+    )
     assert torch.allclose(logits(opened.family, opened.model), expected, atol=1e-4)
 
 

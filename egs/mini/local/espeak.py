@@ -77,7 +77,7 @@ class Speech(NamedTuple):
             phoneme or pause after its last one.
         phones: phonemes (espeak-ng's mnemonics without stress and variants; capitals matter) and pauses (``sil``),
             without gaps from 0 to the end. espeak-ng reports onsets only, so the closure before a stop belongs to the
-            sound before it; and a final l that it speaks together with its vowel has no length of its own.
+            sound before it; and an l that it speaks together with the vowel before it has no length of its own.
     """
 
     samples: np.ndarray
