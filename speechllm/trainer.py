@@ -268,6 +268,7 @@ def train(config: RunConfig, score_dev: Callable) -> None:
     out = config.output_dir
     os.makedirs(out, exist_ok=True)
     keep_log(out)
+    share_cores(config.dataset_conf.num_workers)
     data, dev = ChatmlFile(config.train_data_set_list), ChatmlFile(config.valid_data_set_list)
     set_seed(config.train_conf.seed)
     family = open_family(config.family, hub.resolve(config.model, config.hub))
@@ -286,6 +287,12 @@ def train(config: RunConfig, score_dev: Callable) -> None:
     with logging_redirect_tqdm(), trainer.progress:
         trainer.train(resume_from_checkpoint=newest)
     finish(trainer, common_prompt(data), validate)
+
+
+def share_cores(workers: int) -> None:
+    """Leave cores to the loader: torch's threads wait actively, and slow down whoever shares a core with them."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(torch.get_num_threads() - workers, 1))
 
 
 def keep_log(folder: str) -> None:

@@ -45,5 +45,5 @@ if stage 3 "decode test"; then
 fi
 
 if stage 4 "score test"; then
-  bash "$root/local/score.sh" "$data/test/text" "$exp/decode_test" "$results"
+  bash "$root/local/score.sh" "$data/test/text" "$exp/decode_test" "$results" basic # mixed would make one number of a string of digits
 fi

@@ -32,13 +32,11 @@ if stage 1 "JSONL of every set"; then
     "$PYTHON" "$root/tools/scp2jsonl.py" ++scp_file="$data/$set/wav.scp" ++transcript_file="$data/$set/text" \
       ++jsonl_file="$data/$set.jsonl" ++tokenizer="$tiny"
   done
-  cat "$data/train.jsonl" "$data/train_zh.jsonl" >"$data/train_all.jsonl.tmp"
-  mv "$data/train_all.jsonl.tmp" "$data/train_all.jsonl"
 fi
 
 if stage 2 "fine-tune $tiny into $exp"; then
   bash "$root/finetune.sh" --nproc "$nproc" --config "$config" ++model="$tiny" ++output_dir="$exp" \
-    ++train_data_set_list="$data/train_all.jsonl" ++valid_data_set_list="$data/dev.jsonl" "${overrides[@]}"
+    ++train_data_set_list="$data/train.jsonl" ++valid_data_set_list="$data/dev.jsonl" "${overrides[@]}"
 fi
 
 if stage 3 "decode ${tests[*]}"; then

@@ -117,7 +117,7 @@ class Set(NamedTuple):
 
 SETS = {
     "train": Set(
-        "en-us+f1 en-us+f4 en-us+m1 en-us+m3 en-us+m7 en+f2 en+f4 en+m1 en+m5 "
+        "en-us+f1 en-us+f4 en-us+m1 en-us+m3 en-us+m7 en+f2 en+f4 en+m4 en+m5 "
         "en-gb-x-rp+f1 en-gb-x-rp+m3 en-gb-x-rp+m7",
         ENGLISH,
         SLOTS,
@@ -125,10 +125,10 @@ SETS = {
         300,
     ),
     "dev": Set("en-us+f5 en-us+m6 en+m6 en-gb-x-rp+f5", ENGLISH, SLOTS, 200, 40),
-    "test": Set("en-us+f3 en-us+m2 en+f3 en+m4 en-gb-x-rp+m2", ENGLISH, SLOTS, 400, 60),
+    "test": Set("en-us+f3 en-us+m2 en+f3 en+m8 en-gb-x-rp+m2", ENGLISH, SLOTS, 400, 60),
     "train_zh": Set("cmn+f1 cmn+f2 cmn+f4 cmn+m1 cmn+m3 cmn+m7", MANDARIN, SLOTS_ZH, 300, 30),
-    "test_zh": Set("cmn+f3 cmn+m2 cmn+m4", MANDARIN, SLOTS_ZH, 60, 20),
-    "test_mix": Set("cmn+f3 cmn+m2 cmn+m4", MIXED, SLOTS_ZH, 40, 20),
+    "test_zh": Set("cmn+f3 cmn+m2 cmn+m8", MANDARIN, SLOTS_ZH, 60, 20),
+    "test_mix": Set("cmn+f3 cmn+m2 cmn+m8", MIXED, SLOTS_ZH, 40, 20),
 }
 
 
