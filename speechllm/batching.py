@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from speechllm.errors import UserError
+from speechllm.sample import Sample
 
 
 class Pad(NamedTuple):
@@ -113,11 +114,18 @@ def _groups(order: list[int], lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-class Rows:
-    """The map-style dataset behind the loader: a Draw in, ``{name: tensor}`` out.
+class Fault(NamedTuple):
+    """What a row becomes that cannot be used: raised in a loader's process, its reason would drown in a traceback."""
 
-    A row whose audio cannot be read comes out as the UserError itself: the trainer raises it in the main process,
-    where it stays one clear message.
+    sample: Sample
+    reason: str
+
+    def __str__(self) -> str:
+        return f"utterance {self.sample.key} ({self.sample.where}): {self.reason}"
+
+
+class Rows:
+    """The map-style dataset behind the loader: a Draw in, ``{name: tensor}`` or a Fault out.
 
     Args:
         samples: Samples by index.
@@ -135,7 +143,7 @@ class Rows:
         try:
             return self.example(sample, draw)
         except UserError as error:
-            return UserError(f"utterance {sample.key} ({sample.where}): {error}")
+            return Fault(sample, str(error))
 
 
 def collate(rows: list[dict], fields: dict) -> dict:

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from speechllm import audio
-from speechllm.batching import Draw, Rows, collate, cut
+from speechllm.batching import Draw, Fault, Rows, collate, cut
 from speechllm.config import DecodeOptions, RunConfig
 from speechllm.errors import UserError
 from speechllm.files import atomic_write, write_json
@@ -54,7 +54,7 @@ def predict(
         return task.query(family, sample, audio.read(sample.clip, family.rate, options.allow_pipes))
 
     def join(items: list) -> tuple[list, dict | None]:
-        good = [item for item in items if not isinstance(item, UserError)]
+        good = [item for item in items if not isinstance(item, Fault)]
         return items, collate(good, family.fields(generating=True)) if good else None
 
     loader = DataLoader(
@@ -70,7 +70,7 @@ def predict(
         with torch.inference_mode():
             moved = {name: tensor.to(device) for name, tensor in batch.items()} if batch else {}
             made = iter(task.predict(family, model, moved, options) if batch else [])
-        found = ({"error": str(item), "text": ""} if isinstance(item, UserError) else next(made) for item in items)
+        found = ({"error": item.reason, "text": ""} if isinstance(item, Fault) else next(made) for item in items)
         yield [(i, {"key": samples[i].key} | row) for i, row in zip(rows, found, strict=True)]
 
 
@@ -99,7 +99,7 @@ def score_dev(
         shares: list = [None] * ranks
         dist.all_gather_object(shares, rows)
         rows = [row for share in shares for row in share]
-    faults = [row["error"] for row in rows if "error" in row]
+    faults = [f"utterance {row['key']}: {row['error']}" for row in rows if "error" in row]
     if faults:
         raise UserError(f"the dev set cannot be read: {'; '.join(faults)}")
     return task.score({sample.key: sample.text for sample in dev}, rows, config)

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from speechllm import audio, checkpoint, hub
 from speechllm.augment import Augment
-from speechllm.batching import Draw, Rows, StepSampler, collate
+from speechllm.batching import Draw, Fault, Rows, StepSampler, collate
 from speechllm.config import RunConfig, as_dict
 from speechllm.errors import UserError
 from speechllm.files import atomic_write, write_json
@@ -99,18 +98,19 @@ class SpeechTrainer(Trainer):
         wave = audio.read(sample.clip, objective.family.rate, conf.allow_pipes)
         wave = augment.wave(wave, objective.family.rate)
         row = objective.task.example(objective.family, sample, wave, augment)
-        return {"row": row, "frames": sample.speech_length if draw.counts else 0}
+        return {"row": row, "frames": sample.speech_length, "counts": draw.counts}
 
     def collate(self, rows: list) -> dict | UserError:
         """A micro-batch with its denominators, or the faults of its rows."""
-        faults = [str(row) for row in rows if isinstance(row, UserError)]
+        faults = [str(row) for row in rows if isinstance(row, Fault)]
         if faults:
             return UserError("; ".join(faults))
         batch = collate([row["row"] for row in rows], self.objective.family.fields(generating=False))
         frames = [row["frames"] for row in rows]
-        if not any(frames):
+        size = torch.tensor([len(rows), sum(frames), len(rows) * max(frames)])
+        if not rows[0]["counts"]:  # the one row of an otherwise empty share
             self.objective.task.silence(batch)
-        size = torch.tensor([sum(n > 0 for n in frames), sum(frames), len(frames) * max(frames)])
+            size.zero_()
         return {"inputs": batch, "counts": self.objective.task.counts(batch), "size": size}
 
     def get_train_dataloader(self) -> DataLoader:
@@ -213,7 +213,9 @@ class SpeechTrainer(Trainer):
         best = checkpoint.ranked(home, self.objective.task.higher_is_better)[:keep]
         for path in checkpoint.checkpoints(home)[:-1]:
             if path not in best:
-                shutil.rmtree(path)
+                dying = os.path.join(home, f"saving-{os.path.basename(path)}")
+                os.replace(path, dying)  # so that a kill does not leave half a checkpoint
+                shutil.rmtree(dying)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         if self.args.should_save:
@@ -286,7 +288,7 @@ def train(config: RunConfig, score_dev: Callable) -> None:
     newest = prepare_folder(trainer, config, data)
     with logging_redirect_tqdm(), trainer.progress:
         trainer.train(resume_from_checkpoint=newest)
-    finish(trainer, common_prompt(data), validate)
+    finish(trainer, data.prompts.most_common(1)[0][0], validate)
 
 
 def share_cores(workers: int) -> None:
@@ -351,14 +353,12 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now else [f"{name.removeprefix('config.')} {before} -> {now}"]
 
 
-def common_prompt(data: ChatmlFile) -> Prompt:
-    """The prompt that most rows carry; decoding asks the same when its input brings none."""
-    prompts = Counter(sample.prompt for sample in data)
-    return prompts.most_common(1)[0][0]
-
-
 def finish(trainer: SpeechTrainer, prompt: Prompt, validate: Callable) -> None:
-    """Put the best checkpoint, or the mean of the best when that is better on dev, into the run's folder."""
+    """Put the best checkpoint, or the mean of the best when that is better on dev, into the run's folder.
+
+    Args:
+        prompt: the one that most rows of the training data carry; decoding asks the same of input that brings none.
+    """
     out, objective, config = trainer.args.output_dir, trainer.objective, trainer.config
     task, model = objective.task, objective.model
     best = checkpoint.ranked(out, task.higher_is_better)[: max(config.train_conf.avg_nbest_model, 1)]

@@ -22,4 +22,5 @@ for corpus in "${corpora[@]}"; do
   fi
 done
 
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the models of the tests are tiny, and the machine may be busy
 exec "$PYTHON" -m pytest -q --durations=15 "$@"

@@ -29,11 +29,7 @@ def test_speed_moves_length_and_pitch_together():
         wave = Augment(CONF, 0, epoch, "a").wave(WAVE, 16000)
         spectrum = np.abs(np.fft.rfft(wave, 16000 * 4))
         seen[len(wave)] = spectrum.argmax() / 4  # hertz
-    assert seen == {
-        12800: pytest.approx(625, abs=1),
-        16000: pytest.approx(500, abs=1),
-        20000: pytest.approx(400, abs=1),
-    }
+    assert seen == pytest.approx({12800: 625, 16000: 500, 20000: 400}, abs=1)
 
 
 def test_masks_are_as_wide_as_allowed_and_take_the_mean():

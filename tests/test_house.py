@@ -58,7 +58,8 @@ def test_the_trainer_and_the_decoder_know_no_name():
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, speechllm.models, speechllm.tasks, speechllm.checkpoint; print([n for n in ('torch', 'transformers') if n in sys.modules])"
+    code = "import sys, speechllm.models, speechllm.tasks, speechllm.checkpoint;"
+    code += "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

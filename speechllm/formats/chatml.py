@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from speechllm.errors import UserError
@@ -71,6 +72,7 @@ class ChatmlFile(Sequence):
     Attributes:
         speech_lengths, text_lengths: one integer per row, frames of 10 ms and tokens.
         keys: one utterance id per row.
+        prompts: how many rows carry each prompt.
 
     Raises:
         UserError: no such file, no row in it, a line that is not a ChatML row, an id that stands twice.
@@ -79,6 +81,7 @@ class ChatmlFile(Sequence):
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         self.speech_lengths, self.text_lengths, self.keys, self._offsets, self._lines = [], [], [], [], []
+        self.prompts: Counter[Prompt] = Counter()
         seen: dict[str, int] = {}
         if not os.path.isfile(self.path):
             raise UserError(f"{self.path}: no such file; make it with tools/scp2jsonl.py")
@@ -94,6 +97,7 @@ class ChatmlFile(Sequence):
                         )
                     seen[sample.key] = number
                     self.keys.append(sample.key)
+                    self.prompts[sample.prompt] += 1
                     self.speech_lengths.append(sample.speech_length)
                     self.text_lengths.append(sample.text_length)
                     self._offsets.append(offset)

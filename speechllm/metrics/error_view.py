@@ -28,12 +28,17 @@ def _mark(ref: str, hyp: str) -> str:
     return "" if ref == hyp else "S" if ref and hyp else "D" if ref else "I"
 
 
+def _short(token: str) -> str:
+    """A token cut to 40 characters: a model that does not stop can make one of thousands."""
+    return token if len(token) <= 40 else f"{token[:37]}..."
+
+
 def as_text(utterance: Utterance) -> str:
     """The reference above the hypothesis, token under token, with S, D and I under the differences."""
     counts, note = utterance.counts, ", no hypothesis" if utterance.missing else ""
     blocks, used = [["", "", ""]], 0
     for ref, hyp in utterance.pairs:
-        cells = (ref or "*", hyp or "*", _mark(ref, hyp))
+        cells = (_short(ref or "*"), _short(hyp or "*"), _mark(ref, hyp))
         width = max(map(_width, cells)) + 1
         if used and used + width > COLUMNS:
             blocks.append(["", "", ""])

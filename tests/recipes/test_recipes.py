@@ -72,14 +72,8 @@ def test_mini_asr(project, size):
 def again(home, size):
     """Batched decoding gives the same text as one by one, on every test utterance; stages run again by themselves."""
     run(home.parents[2], "mini/asr", size, "--stage", "3", "--stop-stage", "4")
-    words = ["decode.py", f"++model_dir={home}/exp/{size}", f"++scp_file=data/{size}/test/wav.scp"]
-    command = [
-        sys.executable,
-        str(ROOT / "tools" / words[0]),
-        *words[1:],
-        "++batch_size=1",
-        f"++output_file={home}/one.txt",
-    ]
+    words = [f"++model_dir={home}/exp/{size}", f"++scp_file=data/{size}/test/wav.scp", f"++output_file={home}/one.txt"]
+    command = [sys.executable, str(ROOT / "tools" / "decode.py"), *words, "++batch_size=1"]
     subprocess.run(command, cwd=home, check=True, capture_output=True)
     assert (home / "one.txt").read_text() == (home / "exp" / size / "decode_test" / "hyp.txt").read_text()
 
