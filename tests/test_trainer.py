@@ -187,3 +187,38 @@ def test_a_bad_line_of_the_jsonl_is_named(home, tmp_path, line, said):
     done = run(home, "bad-line", f"++train_data_set_list={tmp_path}/rows.jsonl")
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("error: ") and said in last
+
+
+def test_the_largest_batch_is_rehearsed_without_a_trace(home, tmp_path, monkeypatch):
+    import torch
+
+    from speechllm import cli
+    from speechllm.config import RunConfig
+    from speechllm.errors import UserError
+    from speechllm.formats.chatml import ChatmlFile
+    from speechllm.models import open_family
+    from speechllm.tasks import open_task
+    from speechllm.trainer import Objective, SpeechTrainer
+
+    family = open_family("fun_asr_nano", str(home / "dropout"))
+    model, task = family.load(), open_task("sft", family)
+    config = cli.parse(RunConfig, [f"++output_dir={tmp_path}", "++dataset_conf.batch_size=400", *RANDOM])
+    data = ChatmlFile(home / "train" / "rows.jsonl")
+    trainer = SpeechTrainer(config, Objective(family, task, model, []), data, lambda place: {})
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state, seen = torch.random.get_rng_state(), []
+    monkeypatch.setattr(task, "loss", lambda *words: seen.append(words[2]) or type(task).loss(task, *words))
+    trainer.rehearse(trainer.model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(tensor.equal(weights[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    cells = max(len(rows) * max(data.speech_lengths[i] for i in rows) for rows in trainer.sampler().steps())
+    rows = len(seen[0]["input_ids"])
+    assert any(rows * length == cells for length in data.speech_lengths)
+
+    def full(*words):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(task, "loss", full)
+    with pytest.raises(UserError, match=rf"out of memory on the largest batch \({rows} utterances.*batch_size"):
+        trainer.rehearse(trainer.model)
