@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,19 +163,23 @@ def save_model(family: Family, task: Task, model: Any, prompt: Prompt, max_new_t
     write_json(os.path.join(folder, DESCRIPTION), said)
 
 
-def open_model(model_dir: str, hub_name: str = "ms", family: str = "fun_asr_nano", task: str = "sft") -> Opened:
-    """A finished run, or a checkpoint from elsewhere.
+def open_model(model_dir: str, hub_name: str = "ms") -> Opened:
+    """A finished run, or a checkpoint from elsewhere: one without speechllm.json is what RunConfig's defaults say.
 
     Args:
-        model_dir: a run's folder, or a hub name or folder that has no speechllm.json.
-        family, task: what a checkpoint from elsewhere is taken to be.
+        model_dir: a folder, or a name on the hub ``hub_name``.
 
     Raises:
         UserError: the folder holds a run that is not finished.
     """
     folder = hub.resolve(model_dir, hub_name)
     path = os.path.join(folder, DESCRIPTION)
-    said = {"family": family, "task": task, "prompt": {}, "max_new_tokens": RunConfig.max_new_tokens}
+    said = {
+        "family": RunConfig.family,
+        "task": RunConfig.task,
+        "prompt": {},
+        "max_new_tokens": RunConfig.max_new_tokens,
+    }
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             said = json.load(file)
@@ -188,8 +191,8 @@ def open_model(model_dir: str, hub_name: str = "ms", family: str = "fun_asr_nano
     return Opened(opened, task, opened.load(), Prompt(**said["prompt"]), said["max_new_tokens"], stamp)
 
 
-def clear_leftovers(folder: str, names: Iterable[str]) -> None:
+def clear_leftovers(folder: str) -> None:
     """Remove what a killed run left half-written."""
     for name in os.listdir(folder):
-        if name.startswith(tuple(names)):
+        if name.startswith("saving"):
             shutil.rmtree(os.path.join(folder, name))

@@ -102,7 +102,11 @@ def score_dev(
     faults = [f"utterance {row['key']}: {row['error']}" for row in rows if "error" in row]
     if faults:
         raise UserError(f"the dev set cannot be read: {'; '.join(faults)}")
-    return task.score({sample.key: sample.text for sample in dev}, rows, config)
+    references = {sample.key: sample.text for sample in dev}
+    unknown = [key for key, text in references.items() if text is None]
+    if unknown:
+        raise UserError(f"{len(unknown)} utterance(s) of the dev set have no assistant message, first {unknown[0]}")
+    return task.score(references, rows, config)
 
 
 def decode_set(
@@ -130,7 +134,7 @@ def decode_set(
     started, heard = time.monotonic(), sum(lengths[i] for rows in left for i in rows) / 100
     with open(f"{base}.part", "a", encoding="utf-8") as part, tqdm(total=len(samples), initial=len(done)) as bar:
         bar.unit, bar.desc = "utt", "decode"
-        if not done:
+        if part.tell() == 0:
             part.write(json.dumps(head) + "\n")
         for some in predict(opened.family, opened.task, opened.model, samples, options, left):
             part.writelines(json.dumps([i, row], ensure_ascii=False) + "\n" for i, row in some)

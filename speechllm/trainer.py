@@ -267,6 +267,10 @@ def train(config: RunConfig, score_dev: Callable) -> None:
     for key in ("train_data_set_list", "valid_data_set_list"):
         if not getattr(config, key):
             raise UserError(f"{key} is not set; give a JSONL made by tools/scp2jsonl.py")
+    if config.train_conf.avg_nbest_model > max(config.train_conf.keep_nbest_models, 1):
+        raise UserError(
+            "train_conf.avg_nbest_model is more than train_conf.keep_nbest_models; keep as many as you average"
+        )
     out = config.output_dir
     os.makedirs(out, exist_ok=True)
     keep_log(out)
@@ -335,7 +339,7 @@ def prepare_folder(trainer: SpeechTrainer, config: RunConfig, data: ChatmlFile) 
             )
         log.info("going on from %s", newest)
     if trainer.args.should_save:
-        checkpoint.clear_leftovers(out, ("saving",))
+        checkpoint.clear_leftovers(out)
         with atomic_write(os.path.join(out, "run.yaml")) as file:
             yaml.safe_dump(as_dict(config), file, sort_keys=False, allow_unicode=True)
         write_json(os.path.join(out, "provenance.json"), provenance())

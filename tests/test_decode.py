@@ -89,6 +89,24 @@ def test_a_part_made_otherwise_is_not_gone_on_from(opened, jsonl, tmp_path):
     assert decode(opened, jsonl, tmp_path / "hyp.txt") == whole
 
 
+def test_killed_before_the_first_batch_and_again_after_it(opened, jsonl, tmp_path, monkeypatch):
+    whole, predict = decode(opened, jsonl, tmp_path / "whole.txt", batch_size=300), opened.task.predict
+    for survives in (0, 1):
+        left = [True] * survives
+
+        def dies(*words, left=left):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            return predict(*words)
+
+        monkeypatch.setattr(opened.task, "predict", dies)
+        with pytest.raises(KeyboardInterrupt):
+            decode(opened, jsonl, tmp_path / "hyp.txt", batch_size=300)
+    monkeypatch.setattr(opened.task, "predict", predict)
+    assert decode(opened, jsonl, tmp_path / "hyp.txt", batch_size=300) == whole
+
+
 def test_the_command_line(opened, jsonl, tmp_path, tool):
     """From wav.scp, with one bad file: named, the rest decoded, a non-zero exit below max_bad."""
     scp = tmp_path / "corpus" / "wav.scp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from speechllm.errors import UserError
 from speechllm.models.base import Generates
 from speechllm.tasks.base import Task
 
@@ -14,6 +15,8 @@ class Sft(Task):
     higher_is_better = False
 
     def example(self, family, sample, wave, augment):
+        if sample.text is None:
+            raise UserError("no assistant message, so nothing to learn; add it or remove the row")
         return family.encode(wave, sample.prompt, sample.text, augment)
 
     def query(self, family, sample, wave):
