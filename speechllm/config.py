@@ -26,6 +26,8 @@ class PartConf:
     use_lora: bool = False
     """Keep its weights and train low-rank updates beside them."""
     lora_conf: LoraConf = field(default_factory=LoraConf)
+    load_in_4bit: bool = False
+    """QLoRA: hold its linear layers in 4 bits (NF4, bitsandbytes); needs use_lora and the extra qlora."""
 
 
 @dataclass
@@ -41,15 +43,41 @@ class SpecAugConf:
 
 
 @dataclass
+class NoiseConf:
+    """Recordings of noise, added at a random place."""
+
+    scp: str = ""
+    """Kaldi wav.scp of noises; empty: none is added."""
+    snr: list[float] = field(default_factory=lambda: [5.0, 20.0])
+    """Lowest and highest signal-to-noise ratio, in dB."""
+    prob: float = 0.5
+    """Share of the utterances that get noise, drawn anew in every epoch."""
+
+
+@dataclass
+class ReverbConf:
+    """Reverberation: the utterance convolved with a room's impulse response."""
+
+    scp: str = ""
+    """Kaldi wav.scp of impulse responses; empty: no reverberation."""
+    prob: float = 0.5
+    """Share of the utterances that are reverberated, drawn anew in every epoch."""
+
+
+@dataclass
 class DatasetConf:
     batch_size: int = 6000
-    """Budget of one optimiser step, over all ranks and accumulated parts: frames (longest times rows), or rows."""
+    """Budget of one batch on one GPU, as upstream's: longest times rows, in tokens, or rows."""
     batch_type: Literal["token", "example"] = "token"
-    """What batch_size counts: frames of 10 ms, or utterances."""
+    """What batch_size counts: frames of 10 ms plus tokens of the text, or utterances."""
     num_workers: int = 4
     """Processes that read audio ahead of the trainer."""
     speed_perturb: list[float] = field(default_factory=list)
     """Each utterance plays at one of these speeds, drawn per epoch; for example [0.9,1.0,1.1]."""
+    volume_perturb: list[float] = field(default_factory=list)
+    """Lowest and highest gain in dB, drawn per utterance and epoch; for example [-12,6]."""
+    reverb: ReverbConf = field(default_factory=ReverbConf)
+    noise: NoiseConf = field(default_factory=NoiseConf)
     spec_aug: SpecAugConf = field(default_factory=SpecAugConf)
     allow_pipes: bool = False
     """Run the shell commands that end in | in place of a path, as Kaldi does."""
@@ -59,9 +87,25 @@ class DatasetConf:
 class TrainConf:
     max_epoch: int = 50
     accum_grad: int = 1
-    """Parts in which the rows of a step pass through the model."""
+    """Batches per GPU whose gradients make one step."""
     grad_clip: float = 5.0
     """Largest norm of the gradient; 0: no limit."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the passes through the model; weights and optimiser stay in float32. auto: bfloat16 on a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' activations anew in the backward pass: a third slower, a fraction of the memory."""
+    compile: bool = False
+    """torch.compile the LLM; pays on a GPU for runs of hours."""
+    use_fsdp: bool = False
+    """Shard weights, gradients and optimiser over the GPUs (FSDP2), for models that one GPU cannot hold."""
+    use_deepspeed: bool = False
+    """Shard by DeepSpeed ZeRO as deepspeed_config says; needs the extra deepspeed."""
+    deepspeed_config: str = ""
+    """JSON of DeepSpeed; empty: conf/ds_stage1.json."""
+    max_bad_steps: int = 5
+    """Steps with a NaN or infinite loss or gradient that are left out, and named; one more ends the run."""
+    early_stop: int = 0
+    """Validations in a row without a better score that end the run; 0: run all epochs."""
     log_interval: int = 1
     """Steps between lines of the log."""
     validate_interval: int = 0
@@ -95,7 +139,7 @@ class SchedulerConf:
 class RunConfig:
     """A training run. Every key can stand in the YAML of --config and be overridden by ++key=value."""
 
-    model: str = "FunAudioLLM/Fun-ASR-Nano-2512-hf"
+    model: str = "FunAudioLLM/Fun-ASR-Nano-2512"
     """Checkpoint to start from: a hub name or a folder."""
     hub: Literal["ms", "hf"] = "ms"
     """Where a hub name is looked up: ModelScope or Hugging Face."""
@@ -104,7 +148,7 @@ class RunConfig:
     task: str = "sft"
     """Objective: a name in speechllm/tasks."""
     train_data_set_list: str = ""
-    """JSONL to train on."""
+    """JSONL to train on, or a file that lists several, one path per line."""
     valid_data_set_list: str = ""
     """JSONL that is decoded to choose the best checkpoint."""
     output_dir: str = "./outputs"
@@ -115,6 +159,8 @@ class RunConfig:
     audio_encoder_conf: PartConf = field(default_factory=PartConf)
     audio_adaptor_conf: PartConf = field(default_factory=PartConf)
     llm_conf: PartConf = field(default_factory=PartConf)
+    freeze_policy: Literal["manual", "auto"] = "manual"
+    """auto: the hours of data decide what is trained, as Fun-ASR's authors advise, in place of the freeze flags."""
     max_new_tokens: int = 512
     """Longest answer, in tokens, when the dev set is decoded, and later when the model is used."""
     normalizer: Literal["mixed", "kana", "basic"] = "mixed"
@@ -137,6 +183,10 @@ class DecodeOptions:
     """Processes that read audio ahead of the model."""
     allow_pipes: bool = False
     """Run the shell commands that end in | in place of a path, as Kaldi does."""
+    max_segment: float = 30.0
+    """Longer audio is decoded in pieces of at most so many seconds."""
+    vad_model: str = ""
+    """What finds the pieces: fsmn-vad, or its folder (through funasr); empty: cuts at quiet points."""
 
 
 def as_dict(config: RunConfig) -> dict:

@@ -77,6 +77,7 @@ def whole(home):
 def test_the_rows_of_a_step_give_the_same_loss_however_they_are_split(home, whole, kind, ranks, accumulation):
     out = f"{kind}-{ranks}-{accumulation}"
     words = (LORA if kind == "lora" else []) + [f"++train_conf.accum_grad={accumulation}"]
+    words.append(f"++dataset_conf.batch_size={400 // ranks // accumulation}")  # it counts per rank and part
     done = run(home, out, *words, ranks=ranks)
     assert done.returncode == 0, done.stderr
     split = losses(home, out)
@@ -212,9 +213,9 @@ def test_the_largest_batch_is_rehearsed_without_a_trace(home, tmp_path, monkeypa
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(tensor.equal(weights[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    cells = max(len(rows) * max(data.speech_lengths[i] for i in rows) for rows in trainer.sampler().steps())
+    cells = max(len(rows) * max(data.sizes[i] for i in rows) for rows in trainer.sampler().steps())
     rows = len(seen[0]["input_ids"])
-    assert any(rows * length == cells for length in data.speech_lengths)
+    assert any(rows * size == cells for size in data.sizes)
 
     def full(*words):
         raise torch.OutOfMemoryError("no")

@@ -13,7 +13,7 @@ from speechllm.config import RunConfig
 def main(config: RunConfig) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are forked
     from speechllm.decode import score_dev
-    from speechllm.trainer import train
+    from speechllm.run import train
 
     train(config, score_dev)
 

@@ -115,6 +115,11 @@ class ChatmlFile(Sequence):
         stem = "_".join(os.path.splitext(os.path.basename(self.path))[0].split())
         return from_row(row, where, f"{stem}-{number:07d}")
 
+    @property
+    def sizes(self) -> list[int]:
+        """Per row, what a batch's budget counts, as upstream's batches: frames of 10 ms plus tokens of the text."""
+        return [speech + text for speech, text in zip(self.speech_lengths, self.text_lengths, strict=True)]
+
     def __len__(self) -> int:
         return len(self.keys)
 
