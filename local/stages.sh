@@ -4,13 +4,14 @@
 # shellcheck source=local/parse_options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/parse_options.sh"
 
+train_config=${train_config:-conf/train.yaml} # a recipe with another sets it before it sources this file
 stage=0 stop_stage=4 size=full run="" config="" nproc=0
 options=(stage stop_stage size run config nproc)
 common_options="  --stage N, --stop-stage N
                     first and last stage (default: 0 and 4)
   --size full|quick quick: a few hundred utterances, conf/quick.yaml
   --run NAME        folder of the run in exp/ (default: the size)
-  --config FILE     YAML of the run (default: conf/train.yaml, or conf/quick.yaml with --size quick)
+  --config FILE     YAML of the run (default: $train_config, or conf/quick.yaml with --size quick)
   --nproc N         training processes (default: one per GPU, one without GPU)
   ++key=value       any key of the YAML, for example ++optim_conf.lr=0.001"
 
@@ -23,7 +24,7 @@ start_recipe() {
   local name
   parse_options "$@"
   [[ $size == full || $size == quick ]] || refuse "--size is full or quick, got '$size'"
-  for name in config corpus; do # named from where the user stands, or else from the recipe's folder
+  for name in config corpus tokenizer; do # named from where the user stands, or else from the recipe's folder
     [[ ! -e ${!name:-} ]] || printf -v "$name" %s "$(realpath "${!name}")"
   done
   # shellcheck source=local/env.sh
@@ -33,7 +34,7 @@ start_recipe() {
   if [[ $size == quick ]]; then
     config=${config:-conf/quick.yaml} results=$exp/RESULTS.md
   fi
-  config=${config:-conf/train.yaml}
+  config=${config:-$train_config}
   trap finish EXIT
 }
 

@@ -25,7 +25,19 @@ TIMEOUT = (10, 60)
 """Seconds to connect, and between two pieces of data."""
 
 
-def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> Path:
+def fetch_unpacked(url: str, folder: str | os.PathLike, md5: str | None = None) -> Path:
+    """The content of the archive ``url`` in ``folder``; the archive stays beside it, and may be deleted.
+
+    Raises:
+        UserError: as :func:`fetch` and :func:`unpack`.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    return unpack(fetch(url, folder.parent / url.rsplit("/", 1)[-1], md5), folder)
+
+
+def fetch(url: str, path: str | os.PathLike, md5: str | None = None) -> Path:
     """Download ``url`` to ``path``, unless it is there already (with the right checksum, where one is given).
 
     What has come is kept in ``<path>.part`` and the next call goes on from there, if the server can and has the same
@@ -38,8 +50,10 @@ def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> Path:
     path = Path(path)
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url}: only http and https are downloaded; give a local corpus with ++corpus=DIR")
-    if path.exists() and (sha256 is None or _sha256(path) == sha256):
-        return path
+    if path.exists():
+        if md5 is None or _md5(path) == md5:
+            return path
+        log.warning("%s: not the expected file (md5 %s); it is fetched anew", path, md5)
     path.parent.mkdir(parents=True, exist_ok=True)
     part, etag = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.etag")
     for attempt in range(ATTEMPTS):
@@ -51,13 +65,13 @@ def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> Path:
             time.sleep(2**attempt)
     else:
         raise UserError(f"{url}: {fault}, {ATTEMPTS} times; the same command goes on where it stopped: {part}")
-    found = _sha256(part)
+    found = _md5(part)
     etag.unlink(missing_ok=True)
-    if sha256 not in (None, found):
+    if md5 not in (None, found):
         part.unlink()
-        raise UserError(f"{url}: sha256 {found}, expected {sha256}; the file has changed or is damaged, fetch it again")
+        raise UserError(f"{url}: md5 {found}, expected {md5}; the file has changed or is damaged, fetch it again")
     os.replace(part, path)
-    log.info("%s: sha256 %s", path, found)
+    log.info("%s: md5 %s", path, found)
     return path
 
 
@@ -103,12 +117,10 @@ def _append(answer, part: Path, etag: Path) -> None:
                 bar.update(len(block))
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _md5(path: Path) -> str:
+    log.info("%s: computing its md5", path)
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike) -> Path:
@@ -122,8 +134,8 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike) -> Path:
         return folder
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         with contextlib.closing(_members(archive)) as members:
             for name, file in members:
                 target = partial / _inside(name, archive)
@@ -132,7 +144,9 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike) -> Path:
                     shutil.copyfileobj(file, copy)
         os.replace(partial, folder)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{archive}: cannot be unpacked: {error}; remove it and run the stage again") from error
+        # Only what the system says has an errno: a full disk, or a folder that cannot be written
+        mend = f"see to the room and the rights in {folder.parent}" if getattr(error, "errno", None) else "remove it"
+        raise UserError(f"{archive}: cannot be unpacked: {error}; {mend} and run the stage again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

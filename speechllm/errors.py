@@ -8,6 +8,7 @@ import os
 from speechllm.files import atomic_write
 
 log = logging.getLogger("speechllm")
+SHOWN = 10  # rows that are named on the screen; all are in the file
 
 
 class UserError(Exception):
@@ -27,7 +28,8 @@ class Rejects:
 
     def add(self, key: str, where: str, reason: str) -> None:
         self.rows.append((key, where, reason))
-        log.warning("left out: %s (%s): %s", key, where, reason)
+        if len(self.rows) <= SHOWN:
+            log.warning("left out: %s (%s): %s", key, where, reason)
 
     def close(self) -> None:
         """Write the reasons file. Raises UserError when more than ``max_bad`` rows were left out."""
@@ -38,6 +40,8 @@ class Rejects:
         with atomic_write(self.path) as file:
             for row in self.rows:
                 file.write("\t".join(" ".join(str(cell).split()) for cell in row) + "\n")
+        if len(self.rows) > SHOWN:
+            log.warning("left out: %d more, all in %s", len(self.rows) - SHOWN, self.path)
         if len(self.rows) > self.max_bad:
             key, where, reason = self.rows[0]
             raise UserError(

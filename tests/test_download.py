@@ -59,7 +59,7 @@ def site(monkeypatch):
 
 def test_broken_connection_goes_on_where_it_stopped(site, tmp_path):
     site.cuts = [2 * BLOCK, 5 * BLOCK]
-    path = download.fetch(site.url, tmp_path / "new" / "corpus.zip", hashlib.sha256(CONTENT).hexdigest())
+    path = download.fetch(site.url, tmp_path / "new" / "corpus.zip", hashlib.md5(CONTENT).hexdigest())
     assert path.read_bytes() == CONTENT
     assert site.requests == [None, f"bytes={2 * BLOCK}-", f"bytes={5 * BLOCK}-"]
     assert [file.name for file in path.parent.iterdir()] == ["corpus.zip"]
@@ -109,14 +109,14 @@ def test_weak_etag_is_not_trusted(site, tmp_path):
 
 
 def test_wrong_checksum_leaves_nothing(site, tmp_path):
-    with pytest.raises(UserError, match=f"sha256 {hashlib.sha256(CONTENT).hexdigest()}, expected {'0' * 64}"):
-        download.fetch(site.url, tmp_path / "corpus.zip", "0" * 64)
+    with pytest.raises(UserError, match=f"md5 {hashlib.md5(CONTENT).hexdigest()}, expected {'0' * 32}"):
+        download.fetch(site.url, tmp_path / "corpus.zip", "0" * 32)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_there_is_not_fetched_again(site, tmp_path):
     download.fetch(site.url, tmp_path / "corpus.zip")
-    download.fetch(site.url, tmp_path / "corpus.zip", hashlib.sha256(CONTENT).hexdigest())
+    download.fetch(site.url, tmp_path / "corpus.zip", hashlib.md5(CONTENT).hexdigest())
     assert len(site.requests) == 1
 
 
@@ -162,6 +162,23 @@ def test_unpack(make, tmp_path):
     assert (folder / "corpus" / "recordings" / "0.wav").read_bytes() == b"wav"
     (tmp_path / "a.pack").unlink()
     assert download.unpack(tmp_path / "a.pack", tmp_path / "here") == folder  # once is enough
+
+
+def test_an_archive_is_fetched_until_it_is_unpacked(site, tmp_path):
+    make_zip(tmp_path / "made.zip", "corpus/README")
+    site.content = (tmp_path / "made.zip").read_bytes()
+    for _ in range(2):
+        folder = download.fetch_unpacked(site.url, tmp_path / "here")
+        assert (folder / "corpus" / "README").read_bytes() == b"wav"
+        (tmp_path / "corpus.zip").unlink(missing_ok=True)
+    assert len(site.requests) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_not_the_archives_fault(tmp_path):
+    make_zip(tmp_path / "a.zip", "corpus/README")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"a\.zip: cannot be unpacked: .*see to the room and the rights"):
+        download.unpack(tmp_path / "a.zip", tmp_path / "file" / "here")
 
 
 @pytest.mark.parametrize("make", [make_tar, make_zip])

@@ -1,7 +1,6 @@
 """Stage 0 of the recipes: what the corpora hold, that their times fit the audio, and that they come out the same."""
 
 import hashlib
-import importlib.util
 import os
 import re
 import signal
@@ -15,21 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from miniature import load
 
 from speechllm.errors import UserError
-from speechllm.formats import kaldi
+from speechllm.formats import corpus, kaldi
 
 ROOT = Path(__file__).resolve().parents[1]
-MINI, FSDD = (ROOT / "egs" / name / "asr" / "local" / f"prepare_{name}.py" for name in ("mini", "fsdd"))
+SCRIPTS = {path.parents[2].name: path for path in ROOT.glob("egs/*/asr/local/prepare_*.py")}
+MINI, FSDD = SCRIPTS["mini"], SCRIPTS["fsdd"]
 sys.path.insert(0, str(ROOT / "egs" / "mini" / "local"))
 import espeak  # noqa: E402
-
-
-def module(path, name):
-    spec = importlib.util.spec_from_file_location(name, path)
-    loaded = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def prepare(script, folder, *words):
@@ -90,12 +84,12 @@ def test_mini_is_the_same_by_two_processes_and_after_a_kill(mini, tmp_path):
 
 
 def test_mini_of_another_seed_is_another(mini, tmp_path):
-    plan = module(MINI, "prepare_mini").plan
+    plan = load(MINI, "prepare_mini").plan
     assert [one.text for one in plan("train", 50, 0)] != [one.text for one in plan("train", 50, 1)]
 
 
 def test_mini_quick_is_the_first_part_of_full():
-    recipe = module(MINI, "prepare_mini")
+    recipe = load(MINI, "prepare_mini")
     for name, content in recipe.SETS.items():
         assert recipe.plan(name, content.full, 0)[: content.quick] == recipe.plan(name, content.quick, 0)
 
@@ -254,7 +248,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
     "name, indices, count", [("train", (15, 30, 49), 400), ("dev", (10, 12, 14), 50), ("test", (5, 7, 9), 100)]
 )
 def test_fsdd_strings_hold_the_recordings_that_they_should(digits, strings, name, indices, count):
-    corpus, lengths = digits
+    home, lengths = digits
     folder = strings / "data" / name
     text, speakers = kaldi.read_text(folder / "text"), kaldi.read_text(folder / "utt2spk")
     joints, used = read_ctm(folder / "words.ctm"), defaultdict(int)
@@ -272,7 +266,7 @@ def test_fsdd_strings_hold_the_recordings_that_they_should(digits, strings, name
             digit, speaker, index = lengths[end - start]
             assert (WORDS[digit], speaker) == (word, speakers[key])
             assert index in indices
-            source, _ = read_wav(corpus / "recordings" / f"{digit}_{speaker}_{index}.wav")
+            source, _ = read_wav(home / "recordings" / f"{digit}_{speaker}_{index}.wav")
             assert np.abs(samples[start:end] - (source - source.mean())).max() <= 0.5 + 1e-6
             used[digit, speaker, index] += 1
     assert {len(words.split()) for words in text.values()} == {1, 2, 3, 4, 5}
@@ -335,16 +329,22 @@ def double(folder):
 
 
 def test_fsdd_download_must_be_complete(monkeypatch, tmp_path, digits):
-    recipe = module(FSDD, "prepare_fsdd")
+    recipe = load(FSDD, "prepare_fsdd")
     fetched = []
-    monkeypatch.setattr(recipe, "fetch", lambda url, path: fetched.append(url) or path)
-    monkeypatch.setattr(recipe, "unpack", lambda archive, folder: digits[0])
+    monkeypatch.setattr(recipe, "fetch_unpacked", lambda url, folder: fetched.append(url) or digits[0])
     with pytest.raises(UserError, match="330 recordings, expected 3000"):
         recipe.download(tmp_path)
     assert fetched == [f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{recipe.COMMIT}.zip"]
 
 
-@pytest.mark.parametrize("script", [MINI, FSDD])
+def test_a_quick_set_is_spread_over_the_speakers():
+    recordings = {f"{speaker}-{number:03d}": None for speaker in "abcdefgh" for number in range(100)}
+    chosen = corpus.spread(recordings, 16)
+    assert list(chosen) == [f"{speaker}-{number}" for speaker in "abcdefgh" for number in ("000", "050")]
+    assert corpus.spread(recordings, 900) == recordings
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 def test_unknown_option_is_refused(script, tmp_path):
     done = prepare(script, tmp_path, "++sise=quick")
     assert done.returncode == 2

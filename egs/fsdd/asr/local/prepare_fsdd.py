@@ -15,7 +15,6 @@ import logging
 import re
 import shutil
 import sys
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,10 +23,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 from speechllm import cli
-from speechllm.download import fetch, unpack
+from speechllm.download import fetch_unpacked
 from speechllm.errors import UserError
-from speechllm.files import atomic_write
-from speechllm.formats.kaldi import write_table
+from speechllm.formats.corpus import move_wavs, publish, write_wav
 
 log = logging.getLogger("speechllm")
 
@@ -94,13 +92,13 @@ def main(options: Options) -> None:
             for key, string in plan.items():
                 rows[key] = write_string(partial / name / f"{key}.wav", string, draws(options.seed, key))
                 bar.update()
-            publish(output, partial / name, name, rows)
+            publish_strings(output, partial / name, name, rows)
     partial.rmdir()
 
 
 def download(folder: Path) -> Path:
     """The unpacked corpus, complete. Raises UserError when files are missing."""
-    corpus = unpack(fetch(URL, folder / f"fsdd-{COMMIT[:12]}.zip"), folder / f"fsdd-{COMMIT[:12]}")
+    corpus = fetch_unpacked(URL, folder / f"fsdd-{COMMIT[:12]}")
     found = len(wavs_of(corpus))
     if found != RECORDINGS:
         raise UserError(f"{corpus}: {found} recordings, expected {RECORDINGS}; remove {folder} and run the stage again")
@@ -182,14 +180,8 @@ def write_string(path: Path, string: list[Recording], rng: np.random.Generator) 
         spans.append(Span(WORDS[one.digit], length, length + len(one.samples)))
         pieces += [one.samples, gap]
         length += len(one.samples) + len(gap)
-    write_wav(path, np.concatenate(pieces).round().clip(-32768, 32767))
+    write_wav(path, np.concatenate(pieces).round().clip(-32768, 32767), RATE)
     return spans
-
-
-def write_wav(path: Path, samples: np.ndarray) -> None:
-    with wave.open(str(path), "wb") as file:  # soundfile would wait for the disk after each
-        file.setparams((1, 2, RATE, 0, "NONE", ""))
-        file.writeframes(samples.astype("<i2").tobytes())
 
 
 def quietest(samples: np.ndarray) -> float:
@@ -198,20 +190,15 @@ def quietest(samples: np.ndarray) -> float:
     return float(np.sqrt((frames**2).mean(axis=1)).min())
 
 
-def publish(output: Path, partial: Path, name: str, rows: dict[str, list[Span]]) -> None:
-    """Put the wavs and tables of a set in their place; wav.scp goes first and comes last, so it never lies."""
-    folder, wavs = output / name, output / "wavs" / name
-    (folder / "wav.scp").unlink(missing_ok=True)
-    shutil.rmtree(wavs, ignore_errors=True)
-    wavs.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(wavs)
-    with atomic_write(folder / "words.ctm") as file:
-        for key in sorted(rows):
-            for word, start, end in rows[key]:
-                file.write(f"{key} 1 {start / RATE:.6f} {(end - start) / RATE:.6f} {word}\n")
-    write_table(folder / "text", {key: " ".join(word for word, *_ in spans) for key, spans in rows.items()})
-    write_table(folder / "utt2spk", {key: key.split("-")[0] for key in rows})
-    write_table(folder / "wav.scp", {key: str(wavs / f"{key}.wav") for key in rows})
+def publish_strings(output: Path, partial: Path, name: str, rows: dict[str, list[Span]]) -> None:
+    wavs = move_wavs(output, partial, name)
+    tables = {
+        "text": {key: " ".join(word for word, *_ in spans) for key, spans in rows.items()},
+        "utt2spk": {key: key.split("-")[0] for key in rows},
+        "wav.scp": {key: str(wavs / f"{key}.wav") for key in rows},
+    }
+    times = {key: [(word, start / RATE, end / RATE) for word, start, end in spans] for key, spans in rows.items()}
+    publish(output / name, tables, {"words.ctm": times})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import math
 import re
 import shutil
 import sys
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[4]), str(Path(__file__).res
 from espeak import PAUSE, Espeak, Span, Speech, in_fresh_processes  # noqa: E402
 
 from speechllm import cli  # noqa: E402
-from speechllm.files import atomic_write  # noqa: E402
+from speechllm.formats.corpus import move_wavs, publish, write_wav  # noqa: E402
 
 RATE = 16000
 SLOT = re.compile(r"\{(\w+)\}")
@@ -191,7 +190,7 @@ def speak(shard: tuple[Path, int, list[Utterance]]) -> list[Spoken]:
         rng = draws(seed, utterance.key, "sound")
         speech = espeak.say(utterance.text, utterance.voice, int(rng.integers(140, 201)), int(rng.integers(35, 66)))
         samples, shift = record(speech, rng)
-        write_wav(folder / utterance.set / f"{utterance.key}.wav", samples)
+        write_wav(folder / utterance.set / f"{utterance.key}.wav", samples, RATE)
         words = [Span(word, start + shift, end + shift) for word, start, end in speech.words]
         spoken.append(Spoken(utterance, words, pad(speech.phones, shift, len(samples) / RATE)))
     return spoken
@@ -213,12 +212,6 @@ def record(speech: Speech, rng: np.random.Generator) -> tuple[np.ndarray, float]
     return np.round(mixed.clip(-1, 1) * 32767), head / RATE
 
 
-def write_wav(path: Path, samples: np.ndarray) -> None:
-    with wave.open(str(path), "wb") as file:  # soundfile would wait for the disk after each
-        file.setparams((1, 2, RATE, 0, "NONE", ""))
-        file.writeframes(samples.astype("<i2").tobytes())
-
-
 def noise(count: int, rng: np.random.Generator) -> np.ndarray:
     """(count,) of unit power, from white to falling by 6 dB per octave."""
     colour = rng.uniform(0, 0.9) ** np.arange(32)
@@ -233,30 +226,17 @@ def pad(phones: list[Span], shift: float, total: float) -> list[Span]:
     return [Span(PAUSE, 0.0, inner[0].start), *inner, Span(PAUSE, inner[-1].end, total)]
 
 
-def publish(output: Path, partial: Path, name: str, spoken: list[Spoken]) -> None:
-    """Put the wavs and tables of a set in their place; wav.scp goes first and comes last, so it never lies."""
-    from speechllm.formats.kaldi import write_table
-
-    folder, wavs = output / name, output / "wavs" / name
-    (folder / "wav.scp").unlink(missing_ok=True)
-    shutil.rmtree(wavs, ignore_errors=True)
-    wavs.parent.mkdir(parents=True, exist_ok=True)
-    (partial / name).rename(wavs)
-    spoken = sorted(spoken, key=lambda one: one.utterance.key)
-    write_ctm(folder / "words.ctm", {one.utterance.key: one.words for one in spoken})
-    write_ctm(folder / "phones.ctm", {one.utterance.key: one.phones for one in spoken})
-    sounds = {one.utterance.key: [label for label, *_ in one.phones if label != PAUSE] for one in spoken}
-    write_table(folder / "text-phone", {key: " ".join(labels) for key, labels in sounds.items()})
-    write_table(folder / "text", {one.utterance.key: one.utterance.text for one in spoken})
-    write_table(folder / "utt2spk", {one.utterance.key: one.utterance.voice for one in spoken})
-    write_table(folder / "wav.scp", {one.utterance.key: str(wavs / f"{one.utterance.key}.wav") for one in spoken})
-
-
-def write_ctm(path: Path, spans: dict[str, list[Span]]) -> None:
-    with atomic_write(path) as file:
-        for key, labels in spans.items():
-            for label, start, end in labels:
-                file.write(f"{key} 1 {start:.4f} {round(end, 4) - round(start, 4):.4f} {label}\n")
+def publish_set(output: Path, partial: Path, name: str, spoken: list[Spoken]) -> None:
+    wavs = move_wavs(output, partial, name)
+    phones = {one.utterance.key: one.phones for one in spoken}
+    tables = {
+        "text": {one.utterance.key: one.utterance.text for one in spoken},
+        "text-phone": {key: " ".join(label for label, *_ in spans if label != PAUSE) for key, spans in phones.items()},
+        "utt2spk": {one.utterance.key: one.utterance.voice for one in spoken},
+        "wav.scp": {one.utterance.key: str(wavs / f"{one.utterance.key}.wav") for one in spoken},
+    }
+    words = {one.utterance.key: one.words for one in spoken}
+    publish(output / name, tables, {"words.ctm": words, "phones.ctm": phones})
 
 
 def main(options: Options) -> None:
@@ -279,7 +259,7 @@ def main(options: Options) -> None:
             spoken[shard[0].utterance.set] += shard
             bar.update(len(shard))
     for name in SETS:
-        publish(output, partial, name, spoken[name])
+        publish_set(output, partial / name, name, spoken[name])
     partial.rmdir()
 
 
