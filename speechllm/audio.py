@@ -5,44 +5,28 @@ Shapes: N samples of the result, F sample frames of the recording, C channels.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import itertools
-import os
-import re
+import functools
 import struct
-import subprocess
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
 
-from speechllm.errors import UserError
+from speechllm.processes import batched, ordered
 from speechllm.sample import Clip
+from speechllm.sources import AT_ONCE, AudioError, Recording, is_url, open_source
 
 FRAME_MS = 25  # one fbank frame: less audio makes no feature
 TOLERANCE = 0.005  # seconds that a clip may end after its recording: times in segments are often rounded to 10 ms
 STREAMED = 0x7FFF0000  # wav headers written to a pipe (sox, ffmpeg) promise this many bytes or more: length unknown
 PLAIN = {1, 3, 6, 7, 0xFFFE}  # wav codings of fixed width: PCM, float, A-law, mu-law, extensible
 LOUDEST = 2.0  # float files may overshoot full scale a little; beyond this they are on another scale, such as 32768
-HEAD = 65536  # bytes that a URL is asked for when only its header is wanted
-TRIES, TIMEOUT = 4, (10, 60)  # of a URL; seconds to connect and between bytes
-BLOCK = 64  # clips that one thread measures at a time
-
-
-class AudioError(UserError):
-    """A recording that cannot be used. The message names it, says what was found and ends with the mend."""
-
-
-class Recording(NamedTuple):
-    """An open recording: ``file`` stands at its first byte, ``size`` is where the file around it ends."""
-
-    file: BinaryIO
-    size: int
-    in_ark: bool = False
+HEAD = 512  # bytes, in which most wavs have their header
+OGG_PAGE = 65536  # bytes; a page has at most 65,307
+BLOCK = 128  # clips that one process measures at a time
+T, Result = TypeVar("T"), TypeVar("Result")
 
 
 class Header(NamedTuple):
@@ -58,7 +42,8 @@ def read(clip: Clip, rate: int = 16000, allow_pipes: bool = False) -> np.ndarray
     Only the clip's stretch of a file is decoded (of an mp3 also what precedes it); a URL is fetched whole.
 
     Args:
-        clip: a file that libsndfile knows (wav, flac, mp3, ogg), ``ark:offset``, a URL or a Kaldi pipe.
+        clip: a file that libsndfile knows (wav, flac, mp3, ogg), ``ark:offset``, ``shard.tar:offset``, a URL or a
+            Kaldi pipe.
         rate: samples per second of the result; other rates are converted by soxr (HQ).
         allow_pipes: run the commands of Kaldi pipes.
 
@@ -68,7 +53,7 @@ def read(clip: Clip, rate: int = 16000, allow_pipes: bool = False) -> np.ndarray
     Raises:
         AudioError: what :func:`duration` finds, or samples that do not decode or are NaN or infinite.
     """
-    with _open(clip.source, allow_pipes) as recording:
+    with open_source(clip.source, allow_pipes) as recording:
         header = _header(recording)
         first, last = _stretch(clip, header)
         wave = _decode(recording, first, last).mean(axis=1)
@@ -85,160 +70,130 @@ def read(clip: Clip, rate: int = 16000, allow_pipes: bool = False) -> np.ndarray
 
 
 def duration(clip: Clip, allow_pipes: bool = False) -> float:
-    """Seconds of a clip, from the header alone (a pipe is run; a URL is asked for its first 64 KiB).
+    """Seconds of a clip, from the header alone (a pipe is run; a wav or flac at a URL costs its first 64 KiB).
 
     Raises:
         AudioError: no such file, empty, not audio, truncated as far as header and size tell, shorter than one
             frame of 25 ms, or a clip that ends after its recording.
     """
-    with _open(clip.source, allow_pipes, only_head=True) as recording:
-        header = _header(recording)
-        first, last = _stretch(clip, header)
-    return (last - first) / header.rate
+    (length,) = measure([clip], allow_pipes)
+    if isinstance(length, AudioError):
+        raise length
+    return length
 
 
 def durations(
     clips: Iterable[Clip], workers: int = 4, allow_pipes: bool = False, decode: bool = False
 ) -> Iterator[float | AudioError]:
-    """Seconds of each clip, or what is wrong with it, in the given order; several threads look.
+    """Seconds of each clip, or what is wrong with it, in the given order; several processes look.
+
+    Args: as of :func:`measure`.
+    """
+    work = functools.partial(measure, allow_pipes=allow_pipes, decode=decode)
+    for _, found in ordered(work, batched(clips, BLOCK), workers):
+        yield from found
+
+
+def measure(clips: Sequence[Clip], allow_pipes: bool = False, decode: bool = False) -> list[float | AudioError]:
+    """Seconds of each of a few clips, or what is wrong with it.
+
+    A recording that several of them are cut from is opened once; URLs are asked several at a time.
 
     Args:
         decode: read all samples too, which finds what no header tells (NaN, a damaged flac).
     """
 
-    def measure(block: list[Clip]) -> list[float | AudioError]:
-        found: list[float | AudioError] = []
-        for clip in block:
-            try:
-                if decode:
-                    read(clip, allow_pipes=allow_pipes)
-                found.append(duration(clip, allow_pipes))
-            except AudioError as error:
-                found.append(error)
-        return found
-
-    clips = iter(clips)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for block in pool.map(measure, iter(lambda: list(itertools.islice(clips, BLOCK)), [])):
-            yield from block
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _open(source: str, allow_pipes: bool, only_head: bool = False) -> Iterator[Recording]:
-    """Open any kind of source. What goes wrong while it is open becomes an AudioError that begins with its name."""
-    try:
-        if source.endswith("|"):
-            body = _run(source, allow_pipes)
-            yield Recording(io.BytesIO(body), len(body))
-        elif source.startswith(("http://", "https://")):
-            body, size = _fetch_head(source) if only_head else _fetch(source)
-            yield Recording(io.BytesIO(body), size)
-        else:
-            ark = re.fullmatch(r"(.+):(\d+)", source)
-            with open(ark[1] if ark else source, "rb") as file:
-                file.seek(int(ark[2]) if ark else 0)
-                yield Recording(file, os.fstat(file.fileno()).st_size, in_ark=bool(ark))
-    except FileNotFoundError:
-        raise AudioError(f"{source}: no such file; correct the path, or put the file there") from None
-    except OSError as error:
-        raise AudioError(f"{source}: {error.strerror or error}; give a file that can be read") from error
-    except AudioError as error:
-        raise AudioError(f"{source}: {error}") from error.__cause__
-
-
-def _run(source: str, allow_pipes: bool) -> bytes:
-    """The output of a Kaldi pipe, which is by definition a shell command and a ``|``."""
-    if not allow_pipes:
-        raise AudioError("a pipe is a command, which is not run unasked; allow such commands with ++allow_pipes=true")
-    done = subprocess.run(source.rstrip("|"), shell=True, capture_output=True)
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise AudioError(f"the command ended with status {done.returncode} ({last}); run it by hand to see why")
-    return done.stdout
-
-
-def _fetch(url: str, headers: dict[str, str] | None = None) -> tuple[bytes, int]:
-    """The body of a URL, or that range of it which the headers ask for, and the bytes of the whole."""
-    import requests
-
-    for attempt in range(TRIES):
-        time.sleep(2**attempt - 1)  # 0, 1, 3, 7 s
+    def judge(clip: Clip) -> float | AudioError:
+        if isinstance(header := headers[clip.source], AudioError):
+            return header
         try:
-            response = requests.get(url, headers=headers, timeout=TIMEOUT)
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            reason = f"{type(error).__name__}, {attempt + 1} tries"
-            continue
-        except requests.RequestException as error:  # such as a malformed URL
-            raise AudioError(f"{error}; correct the URL") from error
-        if response.ok:
-            total = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
-            return response.content, int(total[1]) if total else len(response.content)
-        reason = f"HTTP {response.status_code} {response.reason}"
-        if response.status_code < 500 and response.status_code != 429:
-            break
-    raise AudioError(f"the server does not give it ({reason}); correct the URL, or download the file and give its path")
+            first, last = _stretch(clip, header)
+        except AudioError as error:
+            return AudioError(f"{clip.source}: {error}")
+        try:
+            if decode:
+                read(clip, allow_pipes=allow_pipes)
+        except AudioError as error:
+            return error
+        return (last - first) / header.rate
+
+    sources = list(dict.fromkeys(clip.source for clip in clips))
+    headers = dict(zip(sources, _each(lambda source: _look(source, allow_pipes), sources, sources), strict=True))
+    return _each(judge, clips, [clip.source for clip in clips])
 
 
-def _fetch_head(url: str) -> tuple[bytes, int]:
-    """The start of a wav or flac, which tells the length; any other body whole."""
-    body, size = _fetch(url, {"Range": f"bytes=0-{HEAD - 1}"})
-    enough = body[:4] == b"fLaC" or (body[:4] == b"RIFF" and b"data" in body)
-    return (body, size) if enough or size == len(body) else _fetch(url)
+def _each(work: Callable[[T], Result], items: Sequence[T], sources: Sequence[str]) -> list[Result]:
+    """``work`` of each item, in order; those whose source is a URL several at a time, since they mostly wait."""
+    far = [item for item, source in zip(items, sources, strict=True) if is_url(source)]
+    if not far:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        done = dict(zip(far, pool.map(work, far), strict=True))
+    return [done[item] if item in done else work(item) for item in items]
+
+
+def _look(source: str, allow_pipes: bool) -> Header | AudioError:
+    try:
+        with open_source(source, allow_pipes, only_head=True) as recording:
+            return _header(recording)
+    except AudioError as error:
+        return error
 
 
 def _header(recording: Recording) -> Header:
-    """Rate and length. The file stands at the recording's first byte again afterwards."""
-    file, size, in_ark = recording
-    start = file.tell()
-    magic = file.read(12)
-    if not magic:
+    """Rate and length. The file may stand anywhere afterwards."""
+    file, size, start, in_ark = recording
+    head = file.read(HEAD)
+    if not head:
         raise AudioError("the file is empty, or ends before the ark's offset; make it anew or remove the utterance")
-    try:
-        header = _riff(file, size) if magic[:4] + magic[8:] == b"RIFFWAVE" else None
-        if header:
-            return header
-        file.seek(start)
-        if in_ark:
-            rate, wave = _load_ark(file)
-            return Header(rate, len(wave))
-        if magic[:4] == b"OggS":
-            _check_ogg_end(file, size)
-        with _sndfile(file) as sound:
-            return Header(sound.samplerate, sound.frames)
-    finally:
-        file.seek(start)
+    if head[:4] + head[8:12] == b"RIFFWAVE" and (header := _riff(recording, head)):
+        return header
+    file.seek(start)
+    if in_ark:
+        rate, wave = _load_ark(file)
+        return Header(rate, len(wave))
+    if head[:4] == b"OggS":
+        _check_ogg_end(file, size)
+    with _sndfile(file) as sound:
+        return Header(sound.samplerate, sound.frames)
 
 
-def _riff(file: BinaryIO, size: int) -> Header | None:
+def _riff(recording: Recording, head: bytes) -> Header | None:
     """The header of a wav, from its chunks; None for codings whose length only libsndfile knows.
 
     By hand, since libsndfile takes a truncated file for a short one, and because it is several times faster.
+
+    Args:
+        head: the recording's first bytes.
     """
-    rate = width = 0
-    while len(chunk := file.read(8)) == 8:
-        name, length = struct.unpack("<4sI", chunk)
+    file, size, start, _ = recording
+    at, rate, width = 12, 0, 0
+    while True:
+        chunk = head[at : at + 22]
+        if len(chunk) < 22:
+            file.seek(start + at)
+            chunk = file.read(22)
+        if len(chunk) < 8:
+            raise AudioError("truncated: the file ends within its wav header; copy it anew")
+        name, length = struct.unpack_from("<4sI", chunk)
+        at += 8
         if name == b"data" and width:
-            held = size - file.tell()
+            held = size - start - at
             if held < length < STREAMED:
                 raise AudioError(
                     f"truncated: its header promises {length} bytes of samples, the file holds {held}; copy it anew"
                 )
             return Header(rate, min(length, held) // width)
-        if name == b"fmt " and length >= 16:
-            coding, _, rate, _, width = struct.unpack("<HHIIH", file.read(14))
+        if name == b"fmt " and length >= 16 and len(chunk) == 22:
+            coding, _, rate, _, width = struct.unpack_from("<HHIIH", chunk, 8)
             if coding not in PLAIN or not rate:
                 return None
-            length -= 14
-        file.seek(length + length % 2, os.SEEK_CUR)
-    raise AudioError("truncated: the file ends within its wav header; copy it anew")
+        at += length + length % 2
 
 
 def _check_ogg_end(file: BinaryIO, size: int) -> None:
     """Refuse an ogg whose last page is cut or not marked as the last (RFC 3533); libsndfile takes both silently."""
-    file.seek(max(0, size - HEAD))  # a page has at most 65,307 bytes
+    file.seek(max(0, size - OGG_PAGE))
     tail = file.read()
     page = tail[tail.rfind(b"OggS") :]
     whole = len(page) > 27 and 27 + page[26] + sum(page[27 : 27 + page[26]]) <= len(page)
@@ -270,6 +225,7 @@ def _load_ark(file: BinaryIO) -> tuple[int, np.ndarray]:
 
 def _decode(recording: Recording, first: int, last: int) -> np.ndarray:
     """Sample frames ``first`` to ``last`` of an open recording, (F, C) float32 with full scale at 1."""
+    recording.file.seek(recording.start)
     if recording.in_ark:
         _, wave = _load_ark(recording.file)
         zero, scale = {"u1": (128, 128), "i2": (0, 32768)}.get(wave.dtype.str[1:], (0, 1))  # kaldiio gives wavs as held

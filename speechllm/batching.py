@@ -6,9 +6,12 @@ the same step however it is split.
 
 from __future__ import annotations
 
-import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
+
+import numpy as np
 
 from speechllm.errors import UserError
 from speechllm.sample import Sample
@@ -43,13 +46,16 @@ def cut(sizes: Sequence[int], budget: int, batch_type: str) -> list[range]:
     A row that is larger than the budget makes a batch of its own.
     """
     batches, start = [], 0
-    for i, size in enumerate(sizes):
-        rows = i - start + 1
-        if rows > 1 and (rows * size if batch_type == "token" else rows) > budget:
-            batches.append(range(start, i))
-            start = i
-    if sizes:
-        batches.append(range(start, len(sizes)))
+    while start < len(sizes):
+
+        def cost(stop: int, start: int = start) -> int:
+            return (stop - start) * (int(sizes[stop - 1]) if batch_type == "token" else 1)
+
+        # So many would fit if none were longer than the first.
+        most = budget // max(int(sizes[start]), 1) if batch_type == "token" else budget
+        stops = range(start + 1, min(start + most, len(sizes)) + 1)
+        batches.append(range(start, start + max(bisect_right(stops, budget, key=cost), 1)))
+        start = batches[-1].stop
     return batches
 
 
@@ -61,33 +67,39 @@ class StepSampler:
     transformers.Trainer needs. It has no ``batch_size`` attribute, or accelerate would drop the odd-sized batches.
 
     Args:
-        lengths: size of every row, in frames of 10 ms.
+        lengths: (rows,) size of every row, in frames of 10 ms plus tokens.
         budget: of one step, over all ranks and accumulated parts; see :func:`cut`.
     """
 
     def __init__(self, lengths, budget, batch_type, ranks=1, rank=0, accumulation=1, seed=0):
         if budget < 1:
             raise UserError(f"dataset_conf.batch_size is {budget}; it must be at least 1")
-        self.lengths, self.ranks, self.rank, self.accumulation = lengths, ranks, rank, accumulation
+        self.lengths, self.ranks, self.rank, self.accumulation = np.asarray(lengths), ranks, rank, accumulation
         self.seed, self.epoch = seed, 0
-        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-        self.groups = _groups(order, lengths)
-        ceilings = [lengths[group[-1]] for group in self.groups for _ in group]
-        self.cuts = cut(ceilings, budget, batch_type)
+        self.order = np.argsort(self.lengths, kind="stable")
+        ordered = self.lengths[self.order]
+        self.groups = _groups(ordered)
+        ceilings = np.repeat(ordered[self.groups[1:] - 1], np.diff(self.groups))
+        self.bounds = np.array([0, *(rows.stop for rows in cut(ceilings, budget, batch_type))])
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.cuts) * self.accumulation
+        return (len(self.bounds) - 1) * self.accumulation
 
-    def steps(self) -> list[list[int]]:
+    def _shuffled(self) -> tuple[np.ndarray, np.random.Generator]:
+        """(rows,) by group, each group shuffled, before they are cut into steps; and the epoch's generator."""
+        draw, rows = np.random.default_rng([self.seed, self.epoch]), self.order.copy()
+        for start, stop in pairwise(self.groups):
+            draw.shuffle(rows[start:stop])
+        return rows, draw
+
+    def steps(self) -> Iterator[list[int]]:
         """The rows of every step of this epoch, over all ranks, in order."""
-        draw = random.Random(f"{self.seed} {self.epoch}")
-        order = [i for group in self.groups for i in draw.sample(group, len(group))]
-        steps = [order[rows.start : rows.stop] for rows in self.cuts]
-        draw.shuffle(steps)
-        return steps
+        rows, draw = self._shuffled()
+        for step in draw.permutation(len(self.bounds) - 1):
+            yield rows[self.bounds[step] : self.bounds[step + 1]].tolist()
 
     def share(self, rows: list[int], micro: int) -> list[Draw]:
         """The rows of one step that this rank takes in its ``micro``-th part; never empty."""
@@ -101,17 +113,18 @@ class StepSampler:
 
     def largest(self) -> list[Draw]:
         """This rank's part of the step with the most cells (rows times longest), for the dry run before step 1."""
-        rows = max(self.steps(), key=lambda rows: len(rows) * max(self.lengths[i] for i in rows))
-        return self.share(rows, 0)
+        rows, _ = self._shuffled()
+        longest = np.maximum.reduceat(self.lengths[rows], self.bounds[:-1])
+        step = (longest * np.diff(self.bounds)).argmax()
+        return self.share(rows[self.bounds[step] : self.bounds[step + 1]].tolist(), 0)
 
 
-def _groups(order: list[int], lengths: Sequence[int]) -> list[list[int]]:
-    groups: list[list[int]] = []
-    for i in order:
-        if not groups or lengths[i] > 1.05 * lengths[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(i)
-    return groups
+def _groups(ordered: np.ndarray) -> np.ndarray:
+    """Where each group of rows of nearly the same length starts, and where the last one stops; (groups + 1,)."""
+    bounds = [0]
+    while bounds[-1] < len(ordered):
+        bounds.append(np.searchsorted(ordered, ordered[bounds[-1]] * 21 // 20, side="right"))
+    return np.array(bounds)
 
 
 class Fault(NamedTuple):

@@ -68,13 +68,21 @@ def _explain(message: str, known: list[str]) -> str:
 
 
 def run(
-    main: Callable[[Any], None], options_class: type, description: str = "", positional: tuple[str, ...] = ()
+    main: Callable[[Any], None],
+    options_class: type,
+    description: str = "",
+    positional: tuple[str, ...] = (),
+    translate: Callable[[list[str]], list[str]] = list,
 ) -> None:
-    """Parse ``sys.argv``, call ``main(options)``, exit 2 on a bad option and 1 on a bad input, with one line each."""
+    """Parse ``sys.argv``, call ``main(options)``, exit 2 on a bad option and 1 on a bad input, with one line each.
+
+    Args:
+        translate: turns the words as typed into words that ``parse`` takes.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.captureWarnings(True)
     try:
-        options = parse(options_class, sys.argv[1:], description, positional)
+        options = parse(options_class, translate(sys.argv[1:]), description, positional)
     except UserError as error:
         sys.exit(_say(error, 2))
     try:

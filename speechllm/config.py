@@ -14,7 +14,7 @@ class LoraConf:
     """Scale of the update: lora_alpha / r."""
     lora_dropout: float = 0.05
     target_modules: list[str] = field(default_factory=list)
-    """Names of linear layers inside the part; empty: all of them."""
+    """Names of linear layers inside the part, or of what holds them (self_attn); empty: all of them."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ class TrainConf:
     log_interval: int = 1
     """Steps between lines of the log."""
     validate_interval: int = 0
-    """Steps between decodings of the dev set, each with a checkpoint; 0: once per epoch."""
+    """Steps between decodings of the dev set, each with a checkpoint, and at most an epoch; 0: an epoch."""
     save_checkpoint_interval: int = 0
     """Steps between further checkpoints for resuming; 0: only those of validate_interval."""
     keep_nbest_models: int = 5

@@ -18,7 +18,7 @@ class Schedule(TrainerCallback):
     """Validates and saves every ``validate_interval`` steps or epoch, and at the end; saves more often if asked."""
 
     def __init__(self, conf: TrainConf, steps_per_epoch: int):
-        self.validate = conf.validate_interval or steps_per_epoch
+        self.validate = min(conf.validate_interval or steps_per_epoch, steps_per_epoch)
         self.save = conf.save_checkpoint_interval or self.validate
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ import yaml
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import set_seed
 
-from speechllm import checkpoint, hub
+from speechllm import checkpoint, freeze_policy, hub, parallel
 from speechllm.config import RunConfig, as_dict
 from speechllm.errors import UserError
 from speechllm.files import atomic_write, write_json
@@ -29,14 +31,15 @@ log = logging.getLogger("speechllm")
 
 # Keys that may differ between a run and its continuation; every other change makes another run.
 FREE = {"hub", "output_dir", "max_new_tokens", "num_workers", "log_interval", "resume", "keep_nbest_models"}
-FREE |= {"avg_nbest_model"}
+FREE |= {"avg_nbest_model", "early_stop", "max_bad_steps"}
 
 
-def train(config: RunConfig, score_dev: Callable) -> None:
+def train(config: RunConfig, score_dev: Callable, notes: Sequence[str] = ()) -> None:
     """A whole run: from the config to a finished model in ``config.output_dir``.
 
     Args:
         score_dev: :func:`speechllm.decode.score_dev`; handed in, since the trainer stands below the decoder.
+        notes: lines for the beginning of the log.
 
     Raises:
         UserError: a fault in the config, the data or the checkpoint.
@@ -51,24 +54,34 @@ def train(config: RunConfig, score_dev: Callable) -> None:
     out = config.output_dir
     os.makedirs(out, exist_ok=True)
     keep_log(out)
+    for note in notes:
+        log.info("%s", note)
     share_cores(config.dataset_conf.num_workers)
     data, dev = ChatmlFile(config.train_data_set_list), ChatmlFile(config.valid_data_set_list)
     set_seed(config.train_conf.seed)
     family = open_family(config.family, hub.resolve(config.model, config.hub))
     task = open_task(config.task, family)
     model = family.load()
-    frozen = checkpoint.set_trainable(family, model, config)
     hours = [sum(rows.speech_lengths) / 360_000 for rows in (data, dev)]
     log.info("train: %d utterances, %.2f h; dev: %d utterances, %.2f h", len(data), hours[0], len(dev), hours[1])
+    config = freeze_policy.decide(config, hours[0], family.parts(model))
+    frozen = checkpoint.set_trainable(family, model, config)
     log.info("what is trained:\n%s", checkpoint.parameter_table(family, model))
 
-    def validate(place: tuple[int, int]) -> dict:
-        return score_dev(family, task, model, dev, dev.speech_lengths, config, place)
+    objective = Objective(family, task, model, frozen)
 
-    trainer = SpeechTrainer(config, Objective(family, task, model, frozen), data, validate)
+    def validate(place: tuple[int, int]) -> dict:
+        with parallel.gathered(objective, parallel.use_bfloat16(config)):
+            return score_dev(family, task, model, dev, dev.speech_lengths, config, place)
+
+    trainer = SpeechTrainer(config, objective, data, validate)
     newest = prepare_folder(trainer, config, data)
-    with logging_redirect_tqdm(), trainer.progress:
-        trainer.train(resume_from_checkpoint=newest)
+    if not (newest and trainer.early_stop.due(checkpoint.history(newest))):
+        with logging_redirect_tqdm(), trainer.progress, trainer.termination:
+            trainer.train(resume_from_checkpoint=newest)
+    if trainer.termination.agreed:
+        log.info("stopped by SIGTERM, all is saved; the same command goes on from %s", checkpoint.checkpoints(out)[-1])
+        sys.exit(128 + signal.SIGTERM)
     finish(trainer, data.prompts.most_common(1)[0][0], validate)
 
 
@@ -152,9 +165,9 @@ def finish(trainer: SpeechTrainer, prompt: Prompt, validate: Callable) -> None:
         log.info("dev: best checkpoint %.2f, mean of the %d best %.2f", value, len(best), mean)
         if mean >= value if task.higher_is_better else mean <= value:
             chosen, value = best, mean
-    checkpoint.load_trained(model, chosen)
     if trainer.args.should_save:
-        checkpoint.save_model(objective.family, task, model, prompt, config.max_new_tokens, out)
+        whole = checkpoint.rebuild(objective.family, config, chosen)
+        checkpoint.save_model(objective.family, task, whole, prompt, config.max_new_tokens, out)
         names = ", ".join(os.path.basename(path) for path in chosen)
         log.info("finished: %s holds %s, dev %.2f", out, names, value)
     trainer.accelerator.wait_for_everyone()

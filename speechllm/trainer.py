@@ -10,22 +10,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
-from speechllm import audio, checkpoint
-from speechllm.augment import Augment
+from speechllm import audio, checkpoint, parallel
+from speechllm.augment import Augmenter
 from speechllm.batching import Draw, Fault, Rows, StepSampler, collate
 from speechllm.config import RunConfig
 from speechllm.errors import UserError
 from speechllm.files import write_json
 from speechllm.formats.chatml import ChatmlFile
+from speechllm.guard import EarlyStop, Termination
 from speechllm.progress import Progress, Schedule
 from speechllm.sample import Sample
 
 log = logging.getLogger("speechllm")
+
 
 class Objective(nn.Module):
     """The one module that is wrapped for training: everything that bears gradient happens in ``forward``."""
@@ -60,11 +65,25 @@ class SpeechTrainer(Trainer):
 
     def __init__(self, config: RunConfig, objective: Objective, data: ChatmlFile, validate: Callable):
         self.config, self.objective, self.validate, self.score = config, objective, validate, None
-        super().__init__(objective, training_arguments(config), train_dataset=data)
+        self.augmenter = Augmenter(config.dataset_conf, config.train_conf.seed, objective.family.rate)
+        args = training_arguments(config)
+        parallel.prepare_layers(objective.family, objective.model, config)
+        if config.train_conf.use_fsdp and args.world_size > 1:
+            parallel.shard(objective, args.bf16)
+            objective.is_distributed_loading_by_transformers = True  # Trainer's word for: sharded already, do not wrap
+        elif config.train_conf.use_fsdp:
+            log.warning("train_conf.use_fsdp: there is one process alone, so nothing is sharded")
+        super().__init__(objective, args, train_dataset=data)
         steps_per_epoch = len(self.sampler()) // config.train_conf.accum_grad
-        self.progress = Progress()
-        self.add_callback(Schedule(config.train_conf, steps_per_epoch))
-        self.add_callback(self.progress)
+        self.progress, self.termination = Progress(), Termination()
+        self.early_stop = EarlyStop(config.train_conf.early_stop, objective.task.higher_is_better)
+        for callback in (
+            Schedule(config.train_conf, steps_per_epoch),
+            self.early_stop,
+            self.termination,
+            self.progress,
+        ):
+            self.add_callback(callback)
         self.remove_callback(PrinterCallback)
 
     # ---- data
@@ -82,12 +101,10 @@ class SpeechTrainer(Trainer):
         )
 
     def example(self, sample: Sample, draw: Draw) -> dict:
-        conf, objective = self.config.dataset_conf, self.objective
-        augment = Augment(conf, self.args.seed, draw.epoch, sample.key)
-        wave = audio.read(sample.clip, objective.family.rate, conf.allow_pipes)
-        wave = augment.wave(wave, objective.family.rate)
-        row = objective.task.example(objective.family, sample, wave, augment)
-        return {"row": row, "frames": sample.speech_length, "counts": draw.counts}
+        objective, augment = self.objective, self.augmenter.draw(draw.epoch, sample.key)
+        wave = audio.read(sample.clip, objective.family.rate, self.config.dataset_conf.allow_pipes)
+        row = objective.task.example(objective.family, sample, augment.wave(wave), augment)
+        return {"row": row, "key": sample.key, "frames": sample.speech_length, "counts": draw.counts}
 
     def collate(self, rows: list) -> dict | UserError:
         """A micro-batch with its denominators, or the faults of its rows."""
@@ -100,7 +117,8 @@ class SpeechTrainer(Trainer):
         if not rows[0]["counts"]:  # the one row of an otherwise empty share
             self.objective.task.silence(batch)
             size.zero_()
-        return {"inputs": batch, "counts": self.objective.task.counts(batch), "size": size}
+        keys = [row["key"] for row in rows]
+        return {"inputs": batch, "keys": keys, "counts": self.objective.task.counts(batch), "size": size}
 
     def get_train_dataloader(self) -> DataLoader:
         workers = self.config.dataset_conf.num_workers
@@ -110,6 +128,7 @@ class SpeechTrainer(Trainer):
             collate_fn=self.collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=self.termination.spare,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -124,16 +143,55 @@ class SpeechTrainer(Trainer):
                 raise batch
         names = list(batches[0]["counts"])
         local = torch.stack([sum(batch["counts"][name] for batch in batches) for name in names]).to(device)
-        size = sum(batch["size"] for batch in batches).to(device)
+        told = torch.tensor([self.termination.wished])
+        size = torch.cat([sum(batch["size"] for batch in batches), told]).to(device)
         everywhere = self.accelerator.gather(torch.cat([local, size])[None]).sum(0)
-        self.progress.count(*everywhere[-3:].tolist())
-        return [batch["inputs"] for batch in batches], dict(zip(names, everywhere[:-3], strict=True))
+        *size, told = everywhere[len(names) :].tolist()
+        self.progress.count(*size)
+        self.termination.agreed = told > 0
+        self.keys, self.losses = [batch["keys"] for batch in batches], []
+        return [batch["inputs"] for batch in batches], dict(zip(names, everywhere[: len(names)], strict=True))
 
     # ---- loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # DDP averages gradients over ranks, hence the factor; the counts are those of the whole step.
         return model(inputs, num_items_in_batch) * self.accelerator.num_processes
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.losses.append(loss)
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # a NaN would stay in Trainer's running sum for ever
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm before the update; a step that is not finite on any rank is left out on all."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        finite = torch.stack(self.losses).isfinite()
+        good = finite.all() & torch.tensor(float(norm), device=finite.device).isfinite()
+        if not self.accelerator.gather(good[None]).all():
+            self.leave_out(model, finite.tolist())
+        return norm
+
+    def leave_out(self, model: nn.Module, finite: list[bool]) -> None:
+        """Drop the gradients of this step, name its utterances, and end the run where that happens too often.
+
+        Args:
+            finite: whether the loss of each of this rank's micro-batches is a number.
+        """
+        step, most = self.state.global_step + 1, self.config.train_conf.max_bad_steps
+        faulty = gather_object([key for keys, good in zip(self.keys, finite, strict=True) if not good for key in keys])
+        suspects = faulty or gather_object([key for keys in self.keys for key in keys])
+        what = f"step {step}: the {'loss' if faulty else 'gradient'} is NaN or infinite with {', '.join(suspects)}"
+        model.zero_grad()  # without gradients the optimiser changes nothing
+        self.log({"bad_step": step})
+        bad = sum("bad_step" in row for row in self.state.log_history)
+        if bad > most or self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # it has updated already
+            raise UserError(
+                f"{what}; {bad} such steps, train_conf.max_bad_steps is {most}. Look at these utterances with "
+                "tools/validate_data.py ++decode=true, or lower optim_conf.lr"
+            )
+        if self.is_world_process_zero():
+            log.warning("%s; left out (%d of at most %d)", what, bad, most)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         model, loader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -142,6 +200,9 @@ class SpeechTrainer(Trainer):
 
     def rehearse(self, model: nn.Module) -> None:
         """The largest batch forward and backward, without an update: out of memory shows now, not after hours."""
+        if self.is_deepspeed_enabled:  # its backward pass would also update
+            log.info("the largest batch is not tried before the first step under DeepSpeed")
+            return
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         draws = self.sampler().largest()
         with torch.random.fork_rng(devices):
@@ -179,16 +240,17 @@ class SpeechTrainer(Trainer):
         """Trainer's checkpoint, made in a folder of its own and then renamed, so that none is ever half-written."""
         home = self.args.output_dir
         name = f"checkpoint-{self.state.global_step}"
-        self.args.output_dir = os.path.join(home, "saving")
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = home
+        made = os.path.join(home, "saving", name)
+        with checkpoint.saving(os.path.join(home, "saving")):
+            self.args.output_dir = os.path.join(home, "saving")
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = home
+            if self.args.should_save and self.score is not None:
+                write_json(os.path.join(made, checkpoint.SCORE), self.score)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            made = os.path.join(home, "saving", name)
-            if self.score is not None:
-                write_json(os.path.join(made, checkpoint.SCORE), self.score)
             shutil.rmtree(os.path.join(home, name), ignore_errors=True)
             os.replace(made, os.path.join(home, name))
             os.rmdir(os.path.dirname(made))
@@ -207,12 +269,23 @@ class SpeechTrainer(Trainer):
                 shutil.rmtree(dying)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
-        if self.args.should_save:
-            os.makedirs(output_dir, exist_ok=True)
-            checkpoint.save_trained(self.objective.model, output_dir)
+        checkpoint.save_trained(self.objective.model, output_dir, self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         checkpoint.load_trained(self.objective.model, [resume_from_checkpoint])
+
+    def _save_optimizer_and_scheduler(self, output_dir) -> None:
+        if not parallel.is_sharded(self.objective):
+            return super()._save_optimizer_and_scheduler(output_dir)
+        parallel.save_optimizer(self.objective, self.optimizer, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, folder) -> None:
+        if not parallel.is_sharded(self.objective):
+            return super()._load_optimizer_and_scheduler(folder)
+        parallel.load_optimizer(self.objective, self.optimizer, folder)
+        self.lr_scheduler.load_state_dict(torch.load(os.path.join(folder, SCHEDULER_NAME), weights_only=True))
 
 
 def training_arguments(config: RunConfig) -> TrainingArguments:
@@ -236,6 +309,8 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         save_strategy="no",
         seed=train.seed,
         report_to=["tensorboard"],
+        bf16=parallel.use_bfloat16(config) and not train.use_deepspeed,
+        deepspeed=parallel.deepspeed_config(config),
         use_cpu=not torch.accelerator.is_available(),  # or ranks without a GPU would not know of each other
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,

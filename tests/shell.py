@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What tests/run.sh and a recipe export must not reach the scripts under test.
-CLEAN = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "PYTHONPATH", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES")}
+OURS = {"PYTHON", "PYTHONPATH", "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"}
+CLEAN = {name: value for name, value in os.environ.items() if name not in OURS}
 
 
 def bash(*words, env=None, cwd=None):

@@ -1,14 +1,11 @@
 """Audio of every kind and fault. Tones are computed here; real recordings come from public corpora."""
 
-import functools
 import itertools
 import os
 import pickle
 import struct
-import threading
 import time
 import tracemalloc
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -232,7 +229,7 @@ def test_less_than_one_frame_is_too_short(tmp_path):
     assert speech_length(duration(frame)) == 1 and len(read(frame)) == 400
 
 
-# Pipes and URLs.
+# Pipes; URLs have a file of their own, test_remote.py.
 
 
 def test_pipes_run_only_when_allowed(tmp_path):
@@ -248,73 +245,6 @@ def test_pipes_run_only_when_allowed(tmp_path):
         read(Clip("true |"), allow_pipes=True)
 
 
-class Server(SimpleHTTPRequestHandler):
-    """Files with ranges, as common servers give them; ``busy`` answers of 503 first."""
-
-    sent, busy, ranges = 0, 0, True
-
-    def do_GET(self):
-        path = self.translate_path(self.path)
-        if Server.busy:
-            Server.busy -= 1
-            return self.send_error(503)
-        if not os.path.isfile(path):
-            return self.send_error(404)
-        with open(path, "rb") as file:
-            body = file.read()
-        asked = self.headers.get("Range") if Server.ranges else None
-        self.send_response(206 if asked else 200)
-        if asked:
-            last = min(int(asked.rpartition("-")[2]), len(body) - 1)
-            self.send_header("Content-Range", f"bytes 0-{last}/{len(body)}")
-            body = body[: last + 1]
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        Server.sent += len(body)
-
-    def log_message(self, *_):
-        """Keep the test's output quiet."""
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    Server.sent, Server.busy, Server.ranges = 0, 0, True
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "ogg"])
-def test_urls(tmp_path, site, ending):
-    local = write(tmp_path / f"a.{ending}", tone(4.0, 44100), 44100)
-    url = Clip(f"{site}/a.{ending}", 1.0, 3.5)
-    assert duration(url) == 2.5
-    assert np.array_equal(read(url), read(Clip(local.source, 1.0, 3.5)))
-    Server.ranges = False
-    assert duration(url) == 2.5
-
-
-def test_the_length_of_a_url_costs_little_and_truncation_shows(tmp_path, site):
-    write(tmp_path / "a.wav", tone(60.0))
-    assert duration(Clip(f"{site}/a.wav")) == 60.0 and Server.sent <= 65536
-    os.truncate(tmp_path / "a.wav", 1_000_000)
-    assert "promises 1920000 bytes of samples, the file holds 999956" in reason(duration, Clip(f"{site}/a.wav"))
-
-
-def test_a_busy_server_is_asked_again_and_a_missing_page_is_not(tmp_path, site):
-    write(tmp_path / "a.wav", tone())
-    Server.busy = 2
-    assert len(read(Clip(f"{site}/a.wav"))) == 16000
-    Server.busy = 9
-    assert "HTTP 503" in reason(read, Clip(f"{site}/a.wav"))
-    Server.busy = 0
-    assert "HTTP 404" in reason(duration, Clip(f"{site}/b.wav"))
-    assert "ConnectionError" in reason(duration, Clip("http://127.0.0.1:9/a.wav"))
-
-
 # Many at once, and real recordings.
 
 
@@ -328,6 +258,31 @@ def test_durations_come_in_order_with_the_faults_in_their_places(tmp_path):
         found = list(durations(clips, workers=3, decode=decode))
         assert [i for i, one in enumerate(found) if isinstance(one, AudioError)] == bad
         assert all(found[i] == pytest.approx(0.03 + i / 1000, abs=1e-4) for i in range(200) if i not in (77, 150))
+
+
+def test_segments_of_one_recording_need_one_look_at_it(tmp_path):
+    write(tmp_path / "a.wav", tone(10.0))
+    pipe = f"echo >> {tmp_path}/runs; cat {tmp_path}/a.wav |"
+    clips = [Clip(pipe, start / 10, start / 10 + 1) for start in range(95)]
+    found = list(durations(clips, allow_pipes=True))
+    assert found[:91] == [pytest.approx(1.0)] * 91
+    assert all("the recording to 10.000 s" in str(fault) for fault in found[91:])
+    assert (tmp_path / "runs").read_text() == "\n"
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac"])
+def test_a_segment_costs_its_stretch_alone(tmp_path, ending):
+    """Ten seconds near the end of 400, against the whole: far under a fifth, whatever the machine."""
+    clip = write(tmp_path / f"a.{ending}", tone(400.0))
+    seconds = {}
+    for part in (clip, Clip(clip.source, 380.0, 390.0)):
+        times = []
+        for _ in range(3):
+            started = time.process_time()
+            read(part)
+            times.append(time.process_time() - started)
+        seconds[part] = min(times)
+    assert seconds.popitem()[1] < 0.2 * seconds.popitem()[1]
 
 
 def test_headers_of_real_recordings_agree_with_libsndfile(shared_data):

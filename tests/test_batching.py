@@ -13,13 +13,14 @@ LENGTHS = np.random.default_rng(3).integers(20, 900, 501).tolist()
 def steps(epoch=0, **other):
     sampler = StepSampler(LENGTHS, **{"budget": 6000, "batch_type": "token"} | other)
     sampler.set_epoch(epoch)
-    return sampler.steps()
+    return list(sampler.steps())
 
 
 def test_cut_by_hand():
     assert cut([100, 200, 300, 700], 600, "token") == [range(0, 3 - 1), range(2, 3), range(3, 4)]
     assert cut([1, 2, 3, 4, 5], 2, "example") == [range(0, 2), range(2, 4), range(4, 5)]
     assert cut([], 10, "token") == []
+    assert cut([0, 0, 7, 7, 9, 20], 21, "token") == [range(0, 3), range(3, 5), range(5, 6)]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -42,6 +43,8 @@ def test_epochs_are_shuffled_and_reproducible():
     assert {frozenset(rows) for rows in first} != {frozenset(rows) for rows in second}  # also which rows meet
     assert len(first) == len(second)  # transformers.Trainer reads the length once
     assert steps(0, seed=1) != first
+    sizes = [max(LENGTHS[i] for i in rows) for rows in first]
+    assert abs(np.corrcoef(sizes, range(len(sizes)))[0, 1]) < 0.3  # neither short to long nor long to short
 
 
 @pytest.mark.parametrize("batch_type,budget", [("token", 6000), ("example", 16)])
@@ -62,7 +65,7 @@ def test_the_same_rows_make_a_step_however_it_is_split(batch_type, budget):
 
 def test_a_share_without_rows_is_filled_by_one_that_does_not_count():
     sampler = StepSampler([9, 9], 100, "token", ranks=4, rank=3)
-    assert list(sampler) == [[Draw(sampler.steps()[0][0], 0, counts=False)]]
+    assert list(sampler) == [[Draw(next(sampler.steps())[0], 0, counts=False)]]
 
 
 def test_largest_is_the_step_with_the_most_cells():

@@ -63,7 +63,10 @@ def test_an_unknown_key_of_the_yaml_is_refused_with_the_file(tmp_path, text, sai
     assert "bad.yaml" in str(caught.value)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("egs/*/*/conf/*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+SHIPPED = sorted([*ROOT.glob("conf/*.yaml"), *ROOT.glob("egs/*/*/conf/*.yaml")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_shipped_yaml_loads(path):
     if path.name == "tiny_model.yaml":
         import sys

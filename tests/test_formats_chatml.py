@@ -5,6 +5,7 @@ import json
 import pytest
 
 from speechllm.errors import UserError
+from speechllm.formats import chatml
 from speechllm.formats.chatml import ChatmlFile, to_row
 from speechllm.formats.prompts import asr_prompt
 from speechllm.sample import Clip, Prompt, Sample
@@ -37,8 +38,8 @@ def user(content):
 
 def test_rows_of_upstream_are_read_and_written_alike(tmp_path):
     file = ChatmlFile(write(tmp_path / "my set.jsonl", UPSTREAM, "", UPSTREAM))
-    assert file.keys == ["my_set-0000001", "my_set-0000003"]
-    assert (file.speech_lengths, file.text_lengths) == ([145, 145], [3, 3])
+    assert [sample.key for sample in file] == ["my_set-0000001", "my_set-0000003"]
+    assert (list(file.speech_lengths), list(file.text_lengths), list(file.sizes)) == ([145] * 2, [3] * 2, [148] * 2)
     sample = file[1]
     assert sample.clip == Clip("https://host/a b.wav") and sample.prompt == Prompt() == asr_prompt()
     assert sample.text == "几点了？" and sample.where == f"{tmp_path}/my set.jsonl:3"
@@ -71,6 +72,8 @@ def test_a_sample_comes_back_as_it_went(tmp_path, clip, text):
         (row("b", messages=[*UPSTREAM["messages"][:2], {"role": "assistant", "content": 7}]), "not text"),
         (row("b", end="soon"), "not a ChatML row"),
         (row("b", speech_length=float("inf")), "not a ChatML row"),
+        (row("b", speech_length=-1), "a speech_length of -1"),
+        (row("b", text_length=2**31), "a text_length of 2147483648"),
         (row("two words"), "not one word"),
         (row("a"), "utterance a stands on line 1 already"),
     ],
@@ -80,6 +83,79 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad, reason):
     with pytest.raises(UserError) as caught:
         ChatmlFile(path)
     assert str(caught.value).startswith(f"{path}:2: ") and reason in str(caught.value)
+
+
+def test_rows_are_found_from_both_ends(tmp_path):
+    file = ChatmlFile(write(tmp_path / "x.jsonl", row("a"), row("b"), row("c")))
+    assert [file[i].key for i in (-1, 0, -3, 2)] == ["c", "a", "a", "c"]
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            file[index]
+
+
+def test_the_first_id_that_stands_twice_is_named(tmp_path):
+    path = write(tmp_path / "x.jsonl", *(row(key) for key in "cabdabc"))
+    with pytest.raises(UserError, match=r"x\.jsonl:5: utterance a stands on line 2 already"):
+        ChatmlFile(path)
+
+
+def test_ids_of_equal_hashes_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(chatml, "hash", len, raising=False)
+    rows = [row(key) for key in ("a", "b", "cc", "d", "ee")]
+    assert len(ChatmlFile(write(tmp_path / "x.jsonl", *rows))) == 5
+    with pytest.raises(UserError, match=r"x\.jsonl:6: utterance b stands on line 2 already"):
+        ChatmlFile(write(tmp_path / "x.jsonl", *rows, row("b")))
+
+
+def test_a_prompt_of_its_own_in_every_row_does_not_fill_the_memory(tmp_path):
+    common = [row(f"c{i}") for i in range(3)]
+    own = [row(f"o{i}", messages=user(f"{i}<|startofspeech|>!a<|endofspeech|>")) for i in range(1500)]
+    file = ChatmlFile(write(tmp_path / "x.jsonl", *own[:10], *common, *own[10:]))
+    assert file.prompts.most_common(1) == [(Prompt(), 3)] and len(file.prompts) == 1000
+
+
+# A file that lists files, as FunASR's index_ds.py takes it: any name that ends neither in .jsonl nor in .json.
+
+
+def test_listed_files_are_one_sequence(tmp_path, monkeypatch):
+    (tmp_path / "lists" / "more").mkdir(parents=True)
+    write(tmp_path / "lists" / "a.jsonl", row("a1"), "", row("a2"))
+    write(tmp_path / "lists" / "more" / "b.json", row("b1"))
+    write(tmp_path / "here.jsonl", row("h1"), row("h2"))
+    write(tmp_path / "lists" / "train.list", "a.jsonl", "", " more/b.json ", "here.jsonl")
+    monkeypatch.chdir(tmp_path)
+    file = ChatmlFile("lists/train.list")
+    assert [sample.key for sample in file] == ["a1", "a2", "b1", "h1", "h2"]
+    where = ["lists/a.jsonl:1", "lists/a.jsonl:3", "lists/more/b.json:1", "here.jsonl:1", "here.jsonl:2"]
+    assert [file[i].where for i in range(5)] == where
+    assert file.prompts[Prompt()] == len(file) == len(file.sizes) == 5
+
+
+def test_rows_without_ids_of_files_of_one_name_do_not_meet(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "train.jsonl", UPSTREAM)
+    file = ChatmlFile(write(tmp_path / "list.txt", "x/train.jsonl", "y/train.jsonl"))
+    assert [sample.key for sample in file] == ["train-0000001", "train.2-0000001"]
+
+
+@pytest.mark.parametrize(
+    ("second", "names", "message"),
+    [
+        ([row("c"), row("a")], "a.jsonl b.jsonl", r"b\.jsonl:2: utterance a stands on line 1 of .*a\.jsonl already"),
+        ([row("b"), "{"], "a.jsonl b.jsonl", r"b\.jsonl:2: not JSON"),
+        ([], "a.jsonl b.jsonl", r"b\.jsonl: no row in the file"),
+        ([], "a.jsonl c.jsonl", r"list:2: no such file: c\.jsonl; .*correct the path"),
+        ([], json.dumps(UPSTREAM), r"list:1: no such file: \{\"messages\""),
+        ([], "", r"list: lists no file"),
+    ],
+)
+def test_faults_in_listed_files_are_named(tmp_path, second, names, message):
+    write(tmp_path / "a.jsonl", row("a"))
+    write(tmp_path / "b.jsonl", *second)
+    lines = names.split() if names.startswith("a") else [names]
+    with pytest.raises(UserError, match=message):
+        ChatmlFile(write(tmp_path / "list", *lines))
 
 
 def test_bytes_that_are_not_utf8(tmp_path):

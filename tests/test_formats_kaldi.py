@@ -82,6 +82,13 @@ def test_a_speaker_is_one_word(table):
     assert rows == {"a": ("s1", f"{path}:1")} and found[0][:2] == ("b", f"{path}:2")
 
 
+def test_hotwords_are_parted_by_commas_of_both_scripts_and_may_hold_blanks(table):
+    path = table("hotwords", "a Fun ASR,开放时间，甲 , b\nb one\nc , ，\n")
+    rows, found = faults_of(kaldi.read_hotwords, path)
+    assert rows == {"a": ["Fun ASR", "开放时间", "甲", "b"], "b": ["one"]}
+    assert found[0][:2] == ("c", f"{path}:3") and "`utterance word,word ...` expected" in found[0][2]
+
+
 def test_segments_cut_recordings_and_an_unknown_one_is_named(table):
     scp = table("wav.scp", "r1 /one.wav\nr2 /two.wav\n")
     segments = table("segments", "u3 r2 0.5 1.0\nu1 r1 0 1\nu2 r9 0 1\n")
@@ -109,6 +116,15 @@ def test_samples_keep_their_order_and_the_unreadable_its_place(table, tmp_path):
         audio.read(found[1].clip)
     segments = table("segments", "u z 0.5 0.75\n")
     assert [(one.clip.start, one.speech_length) for one in kaldi.samples(scp, segments)] == [(0.5, 23)]
+
+
+def test_hotwords_reach_the_prompts_of_their_utterances(table, tmp_path):
+    scp = table("wav.scp", "a /a.wav\nb /b.wav\n")
+    found = kaldi.samples(scp, prompt=Prompt(before="x"), hotwords={"b": ["one", "two"]})
+    assert found[0].prompt.before == "x"
+    assert "热词列表：[one, two]" in found[1].prompt.before and found[1].prompt.before.endswith("x")
+    with pytest.raises(UserError, match=r"hotwords of c: .*wav\.scp does not have it"):
+        kaldi.samples(scp, hotwords={"b": ["one"], "c": ["two"]})
 
 
 def test_a_written_table_is_sorted_as_the_c_locale_sorts(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shell import ROOT, bash, script
+from shell import CLEAN, ROOT, bash, script
 
 RECIPES = sorted(ROOT.glob("egs/*/*/run.sh"))
 DOORS = [ROOT / "finetune.sh", ROOT / "decode.sh", *RECIPES]
@@ -218,7 +218,8 @@ def test_a_recipe_calls_tools_with_options_they_know(dry, path, size):
     assert train[-1] == "++train_conf.max_epoch=3", "what the user sets comes last, so it wins"
 
 
-NODES = ["--nnodes", "2", "--master-port", "29501", "--node-rank", "1", "--master-addr", "first"]
+TWO = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "first"}
+NODES = ["--nnodes", "2", "--node-rank", "1", "--master-addr", "first", "--master-port"]
 
 
 @pytest.mark.parametrize(
@@ -229,16 +230,46 @@ NODES = ["--nnodes", "2", "--master-port", "29501", "--node-rank", "1", "--maste
         ([], {"CUDA_VISIBLE_DEVICES": "0,1,3"}, ["--nproc-per-node", "3", "--standalone"]),
         ([], {"CUDA_VISIBLE_DEVICES": ""}, []),
         (
-            ["--nproc", "1"],
-            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29501"},
-            ["--nproc-per-node", "1", *NODES],
+            [],
+            {"CUDA_VISIBLE_DEVICES": "GPU-5a,GPU-6b", "MASTER_PORT": "7"},
+            ["--nproc-per-node", "2", "--master-port", "7"],
         ),
+        # Fun-ASR's script: WORLD_SIZE counts machines, RANK is this one's number, the port is 26669
+        (["--nproc", "1"], TWO, ["--nproc-per-node", "1", *NODES, "26669"]),
+        (["--nproc", "8"], TWO | {"MASTER_PORT": "29501"}, ["--nproc-per-node", "8", *NODES, "29501"]),
+        (["--nproc", "1"], {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "first", "MASTER_PORT": "7"}, []),
     ],
 )
 def test_finetune_launches_as_many_processes_as_asked(dry, words, env, launch):
     (call,) = dry.calls("finetune.sh", *words, "--config", "x.yaml", "++model=a b", **env)
     before = ["-m", "torch.distributed.run", *launch] if launch else []
     assert call == [*before, f"{dry.root}/tools/train.py", "--config", "x.yaml", "++model=a b"]
+
+
+@pytest.mark.parametrize(
+    "env,said",
+    [
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "first"}, "set RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "set MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "first"}, "from 0 to 1 (WORLD_SIZE - 1), got '2'"),
+        ({"RANK": "1"}, "from 0 to 0 (WORLD_SIZE - 1), got '1'"),
+        ({"WORLD_SIZE": "a[$(touch made)]"}, "WORLD_SIZE is the number of machines"),
+        ({"WORLD_SIZE": "2", "RANK": "a[$(touch made)]", "MASTER_ADDR": "first"}, "RANK is the number"),
+    ],
+)
+def test_a_machine_that_does_not_know_its_place_is_refused(dry, env, said):
+    done = bash("finetune.sh", "--nproc", "2", env=env | {"PYTHON": str(dry.stub / "python")}, cwd=dry.root)
+    assert done.returncode != 0 and said in done.stderr
+    assert not (dry.stub / "calls").exists() and not (dry.root / "made").exists()
+
+
+def test_finetune_without_options_is_upstreams(dry):
+    (call,) = dry.calls("finetune.sh", CUDA_VISIBLE_DEVICES="")
+    assert call == [f"{dry.root}/tools/train.py", "--config", f"{dry.root}/conf/finetune.yaml"]
+    # the words of a user who has changed upstream's script
+    words = ["++trust_remote_code=true", "++train_conf.effective_save_name_excludes=None", "++llm_conf.freeze=True"]
+    (call,) = dry.calls(dry.root / "finetune.sh", *words, CUDA_VISIBLE_DEVICES="", cwd="/")
+    assert call[3:] == words
 
 
 KALDI = ("train/wav.scp train/text dev/wav.scp dev/text", "train.jsonl dev.jsonl")
@@ -252,6 +283,7 @@ def test_finetune_makes_the_jsonl_of_a_data_folder_when_it_is_older(dry, files, 
         data_set((mine / name).parent, (mine / name).name)
     command = ["finetune.sh", "--nproc", "1", "--data", "mine", "--tokenizer", "tok"]
     train = [f"++train_data_set_list=mine/{jsonl[0]}", f"++valid_data_set_list=mine/{jsonl[1]}"]
+    train = ["--config", f"{dry.root}/conf/finetune.yaml", *train]
 
     first = dry.calls(*command)
     assert [call[1:] for call in first] == [
@@ -261,6 +293,32 @@ def test_finetune_makes_the_jsonl_of_a_data_folder_when_it_is_older(dry, files, 
     assert [call[1:] for call in dry.calls(*command)] == [train]
     os.utime(mine / jsonl[1], (1, 1))
     assert [Path(call[0]).name for call in dry.calls(*command)] == ["scp2jsonl.py", "train.py"]
+
+
+@pytest.mark.parametrize("files,name", [(KALDI[0], "train/hotwords"), (FUN_ASR[0], "train_hotwords.txt")])
+def test_finetune_takes_the_hotwords_of_a_data_folder(dry, files, name):
+    for file in files.split():
+        data_set((dry.root / "mine" / file).parent, Path(file).name)
+    command = ["finetune.sh", "--nproc", "1", "--data", "mine"]
+    assert not any("hotwords" in word for call in dry.calls(*command) for word in call)
+    (dry.root / "mine" / name).touch()  # newer than the JSONL
+    made, trained = dry.calls(*command)
+    assert f"++hotwords_file=mine/{name}" in made and f"++transcript_file=mine/{files.split()[1]}" in made
+    assert Path(trained[0]).name == "train.py"
+
+
+def test_two_machines_that_share_a_folder_make_its_jsonl_once(dry):
+    for file in KALDI[0].split():
+        data_set((dry.root / "mine" / file).parent, Path(file).name)
+    slow = STUB.replace("for word; do", "[[ $1 != */scp2jsonl.py ]] || sleep 0.5\nfor word; do")
+    (dry.stub / "python").write_text(slow.format(python=sys.executable))
+    words, env = ["bash", "finetune.sh", "--nproc", "1", "--data", "mine"], CLEAN | {"PYTHON": str(dry.stub / "python")}
+    both = [subprocess.Popen(words, cwd=dry.root, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [one.communicate(timeout=60)[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    assert any("waiting for another process" in text for text in said)
+    calls = [line.split("\x1f")[0] for line in (dry.stub / "calls").read_text().splitlines()]
+    assert sorted(Path(call).name for call in calls) == ["scp2jsonl.py"] * 2 + ["train.py"] * 2
 
 
 def test_decode_scores_where_there_is_a_text(dry):
@@ -308,7 +366,13 @@ def test_an_unknown_option_is_refused(path):
 
 
 def test_shellcheck_is_content():
-    files = [*ROOT.glob("*.sh"), *ROOT.glob("local/*.sh"), *ROOT.glob("egs/**/*.sh"), *ROOT.glob("tests/*.sh")]
+    files = [
+        *ROOT.glob("*.sh"),
+        *ROOT.glob("local/*.sh"),
+        *ROOT.glob("conf/*.sh"),
+        *ROOT.glob("egs/**/*.sh"),
+        *ROOT.glob("tests/*.sh"),
+    ]
     tool = shutil.which("shellcheck", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
     words = [tool, "-x", "-P", "SCRIPTDIR:.", ROOT / ".ci/run", *files]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import soundfile
+from byte_tokenizer import make_tokenizer
 
 from speechllm.formats.chatml import ChatmlFile
 from speechllm.formats.kaldi import write_table
@@ -33,20 +34,7 @@ def data(tmp_path):
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    """A byte-level BPE that knows only bytes, so that a text has as many tokens as bytes."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<s>"]
-    made.train_from_iterator([], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=special))
-    # A start mark and a limit of length, which text_length must not see.
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made.enable_truncation(3)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made.save(str(folder / "tokenizer.json"))
-    return folder
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -351,6 +339,18 @@ def test_fix_with_segments_drops_recordings_out_of_use(data, tool):
     assert (data / "wav.scp").read_text() == f"u4 {data}/u4.wav\n"
     assert (data / "segments").read_text() == "a u4 0.5 1.5\n"
     assert tool("validate_data", data).stdout == f"{data}: 1 good utterances, 0.00 h, 1 speakers\n"
+
+
+def test_hotwords_belong_to_the_folder(data, tool):
+    (data / "hotwords").write_text("u1 one,two\nu2 ,\nu7 x\nu4 six\n", encoding="utf-8")
+    done = tool("validate_data", data)
+    assert done.returncode == 1 and "4 good utterances" in done.stdout
+    assert f"{data}/hotwords:2: u2: `utterance word,word ...` expected" in done.stdout
+    assert f"{data}/hotwords:3: u7: hotwords of an utterance without audio and text" in done.stdout
+    assert f"{data}/hotwords:4: u4: hotwords is not sorted: u7 stands before it" in done.stdout
+    assert tool("fix_data", data).returncode == 0
+    assert (data / "hotwords").read_text() == "u1 one,two\nu4 six\n"
+    assert tool("validate_data", data).returncode == 0
 
 
 def test_fix_does_not_empty_a_folder(data, tool):

@@ -121,7 +121,7 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_uninterrupted_on
     out, draw = f"killed-{ranks}", random.Random()
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     kills = 0
-    while kills < 2:
+    while kills < (5 if ranks == 1 else 2):
         with open(home / f"{out}.{kills}.log", "w") as log:
             started = subprocess.Popen(
                 command(home, out, *words, ranks=ranks, model="dropout"),

@@ -1,7 +1,7 @@
 """Mend a Kaldi data folder: fix_data.py DIR, or ++data_dir=DIR.
 
-Sorts wav.scp, segments, text and utt2spk, and drops bad utterances; each is listed with its reason in DIR/fix.reasons.
-The files as they were before go to DIR/.backup. Other files are left alone.
+Sorts wav.scp, segments, text, utt2spk and hotwords, and drops bad utterances; each is listed with its reason in
+DIR/fix.reasons. The files as they were before go to DIR/.backup. Other files are left alone.
 """
 
 import logging
@@ -20,11 +20,11 @@ log = logging.getLogger("speechllm")
 @dataclass
 class Options:
     data_dir: str
-    """Folder with wav.scp and text, and perhaps segments and utt2spk."""
+    """Folder with wav.scp and text, and perhaps segments, utt2spk and hotwords."""
     decode: bool = False
     """Read all samples, not the headers alone; finds NaN and damaged flac and mp3."""
     max_workers: int = 4
-    """Threads that read audio; more help where files are far away."""
+    """Processes that read audio; more help where files are far away."""
     allow_pipes: bool = False
     """Run the shell commands that end in | in place of a path, as Kaldi does."""
 

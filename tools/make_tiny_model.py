@@ -22,6 +22,8 @@ class Options:
     vocab_size: int = 600
     """Tokens, 256 bytes and the special ones among them."""
     seed: int = 0
+    format: str = ""
+    """Layout of the checkpoint, one of the family's formats; empty: its usual one. Fun-ASR-Nano: hf, funasr."""
 
 
 def main(options: Options) -> None:
@@ -34,13 +36,16 @@ def main(options: Options) -> None:
 
     if options.family not in FAMILIES:
         raise UserError(f"unknown family {options.family}; there are: {', '.join(FAMILIES)}")
+    family = FAMILIES[options.family]
+    if options.format not in ("", *family.formats):
+        raise UserError(f"{family.name} is not written as {options.format}; formats: {', '.join(family.formats)}")
     texts = [text for path in options.text_files for text in read_text(path).values()]
     prompt = Prompt()
     tokenizer = train_tokenizer(
         [*texts, *["system user assistant", prompt.system, prompt.before] * 100], options.vocab_size
     )
     set_seed(options.seed)
-    FAMILIES[options.family].create(options.sizes, tokenizer, options.output_dir)
+    family.create(options.sizes, tokenizer, options.output_dir, options.format or family.formats[0])
     print(f"{options.output_dir}: a random {options.family} model; its tokenizer has {len(tokenizer)} tokens")
 
 

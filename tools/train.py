@@ -1,4 +1,7 @@
-"""Fine-tune a model: --config conf/x.yaml, then ++key=value for what differs."""
+"""Fine-tune a model: --config conf/x.yaml, then ++key=value for what differs.
+
+The options of Fun-ASR's own trainer are taken too: speechllm/upstream.py says how each is honoured, or why not.
+"""
 
 import os
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from speechllm import cli
+from speechllm import cli, upstream
 from speechllm.config import RunConfig
 
 
@@ -15,8 +18,8 @@ def main(config: RunConfig) -> None:
     from speechllm.decode import score_dev
     from speechllm.run import train
 
-    train(config, score_dev)
+    train(config, score_dev, upstream.notes(sys.argv[1:]))
 
 
 if __name__ == "__main__":
-    cli.run(main, RunConfig, __doc__)
+    cli.run(main, RunConfig, __doc__, translate=upstream.translate)

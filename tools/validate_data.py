@@ -13,11 +13,11 @@ from speechllm.errors import UserError
 @dataclass
 class Options:
     data_dir: str
-    """Folder with wav.scp and text, and perhaps segments and utt2spk."""
+    """Folder with wav.scp and text, and perhaps segments, utt2spk and hotwords."""
     decode: bool = False
     """Read all samples, not the headers alone; finds NaN and damaged flac and mp3."""
     max_workers: int = 4
-    """Threads that read audio; more help where files are far away."""
+    """Processes that read audio; more help where files are far away."""
     allow_pipes: bool = False
     """Run the shell commands that end in | in place of a path, as Kaldi does."""
 
@@ -35,14 +35,15 @@ def main(options: Options) -> None:
         tqdm.write(f"{where}: {key}: {reason}")
 
     good = contract.check(options.data_dir, options.max_workers, options.allow_pipes, options.decode, report)
-    rows = list(tqdm(good, unit="utt", disable=None))
+    rows, hours, speakers = 0, 0.0, set()
+    for _, seconds, speaker in tqdm(good, unit="utt", disable=None):
+        rows, hours = rows + 1, hours + seconds / 3600
+        speakers |= {speaker} - {""}
     contract.check_order(options.data_dir, report)
-    speakers = {speaker for _, _, speaker in rows if speaker}
-    hours = sum(seconds for _, seconds, _ in rows) / 3600
-    print(f"{options.data_dir}: {len(rows)} good utterances, {hours:.2f} h, {len(speakers) or 'unknown'} speakers")
+    print(f"{options.data_dir}: {rows} good utterances, {hours:.2f} h, {len(speakers) or 'unknown'} speakers")
     if faults or not rows:
         raise UserError(
-            f"{options.data_dir}: {faults} fault(s), {len(rows)} good utterances; mend what is listed above, or let "
+            f"{options.data_dir}: {faults} fault(s), {rows} good utterances; mend what is listed above, or let "
             f"tools/fix_data.py {options.data_dir} sort the files and drop the bad utterances"
         )
 

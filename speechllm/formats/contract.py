@@ -1,36 +1,30 @@
 """The Kaldi contract of a data folder: every utterance has audio that can be used, words, and a speaker if any has.
 
-``wav.scp`` and ``text`` must be there; ``segments`` and ``utt2spk`` may be. scp2jsonl, validate_data and fix_data
-judge by the same rules, here. Faults go to ``on_fault(id, where, reason)`` as in formats/kaldi.py.
+``wav.scp`` and ``text`` must be there; ``segments``, ``utt2spk`` and ``hotwords`` may be. scp2jsonl, validate_data and
+fix_data judge by the same rules, here. Faults go to ``on_fault(id, where, reason)`` as in formats/kaldi.py.
 """
 
 from __future__ import annotations
 
 import filecmp
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from speechllm import audio
 from speechllm.formats import kaldi
+from speechllm.formats.index import Index, Line, Utterance
 from speechllm.formats.kaldi import Fault
-from speechllm.sample import Clip
+from speechllm.processes import batched, ordered
 
-TABLES = ("wav.scp", "segments", "text", "utt2spk")
-
-
-class Utterance(NamedTuple):
-    """One utterance that has both audio and words."""
-
-    key: str
-    clip: Clip
-    text: str
-    where: str
+TABLES = ("wav.scp", "segments", "text", "utt2spk", "hotwords")
+PARSERS = {"segments": kaldi.segment, "utt2spk": kaldi.speaker, "hotwords": kaldi.hotwords}
 
 
-def _noting(on_fault: Fault) -> tuple[Fault, set[str]]:
+def noting(on_fault: Fault) -> tuple[Fault, set[str]]:
     """``on_fault``, and the ids that came to it: one fault is enough for what follows from it."""
     known: set[str] = set()
 
@@ -41,48 +35,97 @@ def _noting(on_fault: Fault) -> tuple[Fault, set[str]]:
     return note, known
 
 
-def join(scp: str, text: str, segments: str = "", on_fault: Fault = kaldi.refuse) -> list[Utterance]:
+class Aligned:
+    """The utterances of a ``wav.scp`` and a ``text`` with the same ids, sorted, line by line: the common case."""
+
+    def __init__(self, scp: str, text: str):
+        self._scp, self._text = scp, text
+        self._rows = 0  # or none, where the tables are not so, or have a fault
+        last, ended, rows = "", (0, "", "", "ended"), 0
+        for one, other in itertools.zip_longest(kaldi.entries(scp), kaldi.entries(text), fillvalue=ended):
+            (_, key, _, fault), (_, other_key, _, other_fault) = one, other
+            if fault or other_fault or key != other_key or key <= last:
+                return
+            last, rows = key, rows + 1
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[Utterance]:
+        lines = zip(kaldi.entries(self._scp), kaldi.entries(self._text), strict=True)
+        for (number, key, source, _), (_, _, words, _) in lines:
+            yield Utterance(key, source, 0.0, None, words, f"{self._scp}:{number}")
+
+
+def join(
+    scp: str, text: str, segments: str = "", utt2spk: str = "", hotwords: str = "", on_fault: Fault = kaldi.refuse
+) -> Aligned | Index:
     """The utterances that have both audio and words, in the order of ``segments`` or, without it, of ``scp``.
 
-    Faults: those of the tables, audio without text, text without audio, a recording that no segment uses.
+    Faults: those of the tables, audio without text, text without audio, a recording that no segment uses, an utterance
+    without speaker where others have one, and speakers or hotwords of what is no utterance.
     """
-    on_fault, known = _noting(on_fault)
-    recordings = kaldi.read_table(scp, on_fault)
-    parts = kaldi.read_segments(segments, on_fault) if segments else None
-    words = kaldi.read_table(text, on_fault)
-    clips = kaldi.clips(recordings, parts, on_fault)
-    listed = segments or scp
-    for key, (_, where) in words.items():
-        if key not in clips and key not in known:
-            on_fault(key, where, f"text without audio: {listed} does not have it; add it there or remove the line")
-    for key, (_, where) in clips.items():
-        if key not in words and key not in known:
-            on_fault(key, where, f"audio without text: {text} does not have it; add it there or remove the line")
-    if parts is not None:
-        used = {segment.recording for segment, _ in parts.values()}
-        for key, (_, where) in recordings.items():
-            if key not in used:
-                on_fault(key, where, f"{segments} has nothing of this recording; add it there or remove the line")
-    return [Utterance(key, clip, words[key][0], where) for key, (clip, where) in clips.items() if key in words]
+    if not (segments or utt2spk or hotwords) and (aligned := Aligned(scp, text)):
+        return aligned
+    on_fault, known = noting(on_fault)
+    index, listed = Index(), segments or scp
+    _load(index, "scp", scp, on_fault)
+    if segments:
+        _load(index, "segments", segments, on_fault)
+    _load(index, "text", text, on_fault)
+    index.join("segments" if segments else "scp")
+    if segments:
+        for key, where, recording in index.lacking("segments", "scp", "value", "key"):
+            on_fault(key, where, f"recording {recording} is not in wav.scp; add it there or remove the segment")
+    no_audio = f"text without audio: {listed} does not have it; add it there or remove the line"
+    no_text = f"audio without text: {text} does not have it; add it there or remove the line"
+    match(index, no_audio, no_text, hotwords, on_fault, known)
+    if segments:
+        for key, where, _ in index.lacking("scp", "segments", "key", "value"):
+            on_fault(key, where, f"{segments} has nothing of this recording; add it there or remove the line")
+    if utt2spk:
+        _load(index, "utt2spk", utt2spk, on_fault)
+        lack = "speaker of an utterance without audio and text; remove the line"
+        _tell(index.lacking("utt2spk", "utterances"), lack, on_fault, known)
+        lack = f"no speaker: {utt2spk} does not have it; add it there"
+        _tell(index.lacking("utterances", "utt2spk"), lack, on_fault, known)
+    return index
 
 
-def measured(
-    utterances: Sequence[Utterance],
-    max_workers: int = 4,
-    allow_pipes: bool = False,
-    decode: bool = False,
-    on_fault: Fault = kaldi.refuse,
-) -> Iterator[tuple[Utterance, float]]:
-    """Each utterance with its seconds, in order, but for those whose audio cannot be used.
+def match(index: Index, no_audio: str, no_text: str, hotwords: str, on_fault: Fault, known: Collection[str]) -> None:
+    """Report what has no counterpart: text, audio and, if there are any, hotwords. Ids in ``known`` are spared."""
+    _tell(index.lacking("text", "clips"), no_audio, on_fault, known)
+    _tell(index.lacking("clips", "text"), no_text, on_fault, known)
+    if hotwords:
+        _load(index, "hotwords", hotwords, on_fault)
+        lack = "hotwords of an utterance without audio and text; correct the id or remove the line"
+        _tell(index.lacking("hotwords", "utterances"), lack, on_fault, known)
 
-    Args: as of :func:`speechllm.audio.durations`.
-    """
-    lengths = audio.durations((utterance.clip for utterance in utterances), max_workers, allow_pipes, decode)
-    for utterance, length in zip(utterances, lengths, strict=True):
-        if isinstance(length, audio.AudioError):
-            on_fault(utterance.key, utterance.where, str(length))
+
+def _tell(lines: Iterable[tuple[str, str, str]], reason: str, on_fault: Fault, known: Collection[str]) -> None:
+    for key, where, _ in lines:
+        if key not in known:
+            on_fault(key, where, reason)
+
+
+def _load(index: Index, name: str, path: str, on_fault: Fault) -> None:
+    index.load(name, _lines(path, PARSERS.get(name, str)))
+    index.finish(name, kaldi.AGAIN, on_fault)
+
+
+def _lines(path: str, parse: Callable[[str], Any]) -> Iterator[Line]:
+    """The lines of a table for an Index, their values checked."""
+    for number, key, value, fault in kaldi.entries(path):
+        line = Line(key, value, f"{path}:{number}", fault)
+        try:
+            parsed = line.value if fault else parse(value)
+        except ValueError as error:
+            line = line._replace(fault=str(error))
         else:
-            yield utterance, length
+            if isinstance(parsed, kaldi.Segment):
+                line = line._replace(value=parsed.recording, start=parsed.start, stop=parsed.end)
+        yield line
 
 
 def check(
@@ -97,21 +140,20 @@ def check(
     Yields:
         ``(id, seconds, speaker)`` of each utterance without a fault; the speaker is empty without ``utt2spk``.
     """
-    scp, segments, text, utt2spk = (os.path.join(folder, name) for name in TABLES)
-    on_fault, known = _noting(on_fault)
-    utterances = join(scp, text, segments if os.path.exists(segments) else "", on_fault)
-    speakers = {utterance.key: ("", "") for utterance in utterances}
-    if os.path.exists(utt2spk):
-        nameless, speakers = speakers, kaldi.read_utt2spk(utt2spk, on_fault)
-        for key, (_, where) in speakers.items():
-            if key not in nameless and key not in known:
-                on_fault(key, where, "speaker of an utterance without audio and text; remove the line")
-        for utterance in utterances:
-            if utterance.key not in speakers and utterance.key not in known:
-                on_fault(utterance.key, utterance.where, f"no speaker: {utt2spk} does not have it; add it there")
-        utterances = [utterance for utterance in utterances if utterance.key in speakers]
-    for utterance, length in measured(utterances, max_workers, allow_pipes, decode, on_fault):
-        yield utterance.key, length, speakers[utterance.key][0]
+    scp, segments, text, utt2spk, hotwords = (os.path.join(folder, name) for name in TABLES)
+    segments, utt2spk, hotwords = (path if os.path.exists(path) else "" for path in (segments, utt2spk, hotwords))
+    joined = join(scp, text, segments, utt2spk, hotwords, on_fault)
+    utterances = (utterance for utterance in joined if utterance.speaker or not utt2spk)
+
+    def measure(block: list[Utterance]) -> list[float | audio.AudioError]:
+        return audio.measure([utterance.clip for utterance in block], allow_pipes, decode)
+
+    for block, lengths in ordered(measure, batched(utterances, audio.BLOCK), max_workers):
+        for utterance, length in zip(block, lengths, strict=True):
+            if isinstance(length, audio.AudioError):
+                on_fault(utterance.key, utterance.where, str(length))
+            else:
+                yield utterance.key, length, utterance.speaker
 
 
 def check_order(folder: str | os.PathLike, on_fault: Fault = kaldi.refuse) -> None:
@@ -136,6 +178,8 @@ def fix(folder: str | os.PathLike, keep: Collection[str]) -> bool:
     kept = dict.fromkeys(rows, keep)
     if "segments" in rows:
         kept["wav.scp"] = {value.split()[0] for key, value in rows["segments"].items() if key in keep}
+    if "hotwords" in rows:
+        kept["hotwords"] = kaldi.read_hotwords(tables["hotwords"], _ignore).keys() & set(keep)
     with tempfile.TemporaryDirectory(prefix=".fix", dir=folder) as made:
         for name, table in rows.items():
             kaldi.write_table(os.path.join(made, name), {key: table[key] for key in table if key in kept[name]})

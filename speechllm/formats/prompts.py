@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from speechllm.errors import UserError
 from speechllm.sample import Prompt
 
 LANGUAGES = {"zh": "中文", "en": "英文", "ja": "日文"}
+CONTEXT = "请结合上下文信息，更加准确地完成语音转写任务。如果没有相关信息，我们会留空。\n\n\n**上下文信息：**\n\n\n"
+HOTWORDS = re.compile(rf"\A{re.escape(CONTEXT)}热词列表：\[.*\]\n")
 
 
 def asr_prompt(language: str | None = None, itn: bool = True) -> Prompt:
@@ -23,3 +27,18 @@ def asr_prompt(language: str | None = None, itn: bool = True) -> Prompt:
         raise UserError(f"unknown language {name}; give {', '.join(LANGUAGES)} or its Chinese name, such as 韩文")
     target = f"成{name}" if name else ""
     return Prompt(before=f"语音转写{target}{'' if itn else '，不进行文本规整'}：")
+
+
+def with_hotwords(prompt: Prompt, words: list[str]) -> Prompt:
+    """The prompt, preceded by words that may occur, as upstream's native runtime writes them (its ``get_prompt``).
+
+    Without words there is no heading. Upstream's trainer puts one before such rows too, and its runtime does not: the
+    model would be asked otherwise than it was trained.
+    """
+    plain = without_hotwords(prompt)
+    return plain._replace(before=f"{CONTEXT}热词列表：[{', '.join(words)}]\n{plain.before}") if words else plain
+
+
+def without_hotwords(prompt: Prompt) -> Prompt:
+    """The prompt that stays when the words of one utterance are taken from it."""
+    return prompt._replace(before=HOTWORDS.sub("", prompt.before))

@@ -27,7 +27,7 @@ def counter(tokenizer: str) -> Callable[[list[str]], list[int]]:
         fast = Tokenizer.from_file(path)
         fast.no_truncation()
         fast.no_padding()
-        return lambda texts: [len(found.ids) for found in fast.encode_batch_fast(texts, add_special_tokens=False)]
+        return lambda texts: [len(found) for found in fast.encode_batch_fast(texts, add_special_tokens=False)]
     from transformers import AutoTokenizer
 
     slow = AutoTokenizer.from_pretrained(folder)

@@ -21,21 +21,24 @@ class Family:
 
     Attributes:
         name: its key in FAMILIES.
+        formats: names of the layouts that it writes, the usual one first.
         rate: samples per second that it hears.
     """
 
     name: ClassVar[str]
+    formats: ClassVar[tuple[str, ...]]
     rate: ClassVar[int] = 16000
 
     def __init__(self, folder: str):
         self.folder = folder
 
     @classmethod
-    def create(cls, sizes: dict, tokenizer: Any, folder: str) -> None:
+    def create(cls, sizes: dict, tokenizer: Any, folder: str, format: str) -> None:
         """Write a random model of the real architecture, for tests and the mini recipes.
 
         Args:
             sizes: what differs from the architecture's default config.
+            format: one of ``formats``.
         """
         raise NotImplementedError
 
@@ -43,12 +46,20 @@ class Family:
         """The model with the folder's weights, in evaluation mode."""
         raise NotImplementedError
 
+    def stamp(self) -> int:
+        """When the checkpoint was made, in ns: a decoding is gone on from with the same model only."""
+        raise NotImplementedError
+
     def parts(self, model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
         """The modules that freezing, LoRA and the table at start-up speak of, by name; together the whole model."""
         raise NotImplementedError
 
-    def save(self, model: nn.Module, folder: str) -> None:
-        """Write weights, config and tokenizer, so that ``type(self)(folder)`` opens them again."""
+    def save(self, model: nn.Module, folder: str, format: str = "") -> None:
+        """Write weights, config and tokenizer, so that ``type(self)(folder)`` opens them again.
+
+        Args:
+            format: one of ``formats``; empty: the layout that was opened.
+        """
         raise NotImplementedError
 
     def fields(self, generating: bool) -> dict[str, Any]:
