@@ -8,7 +8,8 @@ options=(model_dir data score)
 usage="usage: bash decode.sh --model-dir DIR --data SET [--score false] [++key=value ...]
 
   --model-dir DIR  the folder that finetune.sh wrote, or a hub name
-  --data SET       SET/wav.scp and SET/text, or SET_wav.scp and SET_text.txt as for Fun-ASR
+  --data SET       SET/wav.scp and SET/text, or SET_wav.scp and SET_text.txt as for Fun-ASR; words of SET/hotwords
+                   (SET_hotwords.txt) stand in the prompts
   --score false    decode only (default: true, where the text is there)
   ++key=value      passed on; python tools/decode.py --help lists the keys
 
@@ -26,7 +27,7 @@ home=$model_dir
 [[ -d $home ]] || home=exp/$(basename "$model_dir")
 out=$home/decode_$(basename "$data")
 "$PYTHON" "$root/tools/decode.py" ++model_dir="$model_dir" ++scp_file="$scp" ++output_file="$out/hyp.txt" \
-  "${segments[@]}" "${overrides[@]}"
+  "${segments[@]}" "${hotwords[@]}" "${overrides[@]}"
 if [[ $score == true && -e $text ]]; then
   bash "$root/local/score.sh" "$text" "$out" "$home/RESULTS.md"
 fi

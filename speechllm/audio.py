@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 import soundfile
 
-from speechllm.processes import batched, ordered
+from speechllm.processes import WORKERS, batched, ordered
 from speechllm.sample import Clip
 from speechllm.sources import AT_ONCE, AudioError, Recording, is_url, open_source
 
@@ -83,7 +83,7 @@ def duration(clip: Clip, allow_pipes: bool = False) -> float:
 
 
 def durations(
-    clips: Iterable[Clip], workers: int = 4, allow_pipes: bool = False, decode: bool = False
+    clips: Iterable[Clip], workers: int = WORKERS, allow_pipes: bool = False, decode: bool = False
 ) -> Iterator[float | AudioError]:
     """Seconds of each clip, or what is wrong with it, in the given order; several processes look.
 

@@ -7,7 +7,6 @@ when it is finished, a whole model that opens by the folder's name; ``speechllm.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import math
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from speechllm import cli, hub
+from speechllm import cli, hub, qlora
 from speechllm.config import PartConf, RunConfig
 from speechllm.errors import UserError
 from speechllm.files import write_json
@@ -46,11 +45,11 @@ def set_trainable(family: Family, model: Any, config: RunConfig) -> list:
     for name, modules in family.parts(model).items():
         conf = config.part(name)
         if conf.load_in_4bit:
-            _check_4bit(name, conf, config)
+            qlora.check(name, conf, config)
         for module in modules:
             module.requires_grad_(not (conf.freeze or conf.use_lora))
             if conf.load_in_4bit:
-                _quantise(module)
+                qlora.quantise(name, module)
             if conf.use_lora:
                 _add_lora(name, module, conf)
         if not any(p.requires_grad for module in modules for p in module.parameters()):
@@ -59,45 +58,6 @@ def set_trainable(family: Family, model: Any, config: RunConfig) -> list:
         keys = ", ".join(f"{name}_conf.freeze" for name in family.parts(model))
         raise UserError(f"every part is frozen, nothing is left to train; set one of {keys} to false, or use LoRA")
     return frozen
-
-
-def _check_4bit(part: str, conf: PartConf, config: RunConfig) -> None:
-    if not conf.use_lora:
-        raise UserError(f"{part}_conf.load_in_4bit keeps weights that cannot be trained; set {part}_conf.use_lora too")
-    if config.train_conf.use_fsdp or config.train_conf.use_deepspeed:
-        raise UserError(
-            f"{part}_conf.load_in_4bit is not possible with train_conf.use_fsdp or use_deepspeed: each GPU holds the "
-            "whole part, in an eighth of the memory; leave these out"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{part}_conf.load_in_4bit needs bitsandbytes: pip install '.[qlora]'; or set it to false")
-
-
-def _quantise(module: Any) -> None:
-    """Hold the linear layers in 4 bits, as QLoRA does (Dettmers et al., 2023): NF4, its scales quantised again."""
-    from bitsandbytes.nn import Linear4bit, Params4bit
-    from torch import nn
-
-    for name, layer in [pair for pair in module.named_modules() if pair[0] and isinstance(pair[1], nn.Linear)]:
-        held = Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        held.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-        held.bias = layer.bias
-        held.support_avx512bf16_for_cpu = False  # it would repack the weights when it decodes, and train no more
-        module.set_submodule(name, held.to(layer.weight.device))
-    module.is_loaded_in_4bit = True  # peft asks
-
-
-def _dequantised(layer: Any) -> Any:
-    """A linear layer in float32; one that is not in 4 bits, as it is."""
-    if not hasattr(layer.weight, "quant_state"):
-        return layer
-    from bitsandbytes.functional import dequantize_4bit
-    from torch import nn
-
-    plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-    plain.weight = nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state).float(), False)
-    plain.bias = layer.bias and nn.Parameter(layer.bias.float(), False)
-    return plain
 
 
 def _add_lora(part: str, module: Any, conf: PartConf) -> None:
@@ -126,13 +86,13 @@ def merge_lora(model: Any) -> None:
 
     quantised = any(hasattr(p, "quant_state") for p in model.parameters())
     for name, layer in [pair for pair in model.named_modules() if isinstance(pair[1], BaseTunerLayer)]:
-        plain = _dequantised(layer.get_base_layer())
+        plain = qlora.dequantised(layer.get_base_layer())
         with torch.no_grad():
             plain.weight += sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
         model.set_submodule(name, plain)
     held = [name for name, layer in model.named_modules() if hasattr(getattr(layer, "weight", None), "quant_state")]
     for name in held:  # in 4 bits without LoRA
-        model.set_submodule(name, _dequantised(model.get_submodule(name)))
+        model.set_submodule(name, qlora.dequantised(model.get_submodule(name)))
     if quantised:
         log.info("the merged weights are the weights of the base in 4 bits, as it was in training, plus LoRA's")
 

@@ -93,15 +93,16 @@ class TrainConf:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the passes through the model; weights and optimiser stay in float32. auto: bfloat16 on a GPU."""
     gradient_checkpointing: bool = False
-    """Compute the layers' activations anew in the backward pass: a third slower, a fraction of the memory."""
+    """Compute the transformer layers' activations anew in the backward pass: slower, with a fraction of the memory."""
     compile: bool = False
     """torch.compile the LLM; pays on a GPU for runs of hours."""
     use_fsdp: bool = False
-    """Shard weights, gradients and optimiser over the GPUs (FSDP2), for models that one GPU cannot hold."""
+    """Shard weights, gradients and optimiser over the GPUs (FSDP2), for models that one GPU cannot train. Each must
+    hold the weights alone, to decode the dev set."""
     use_deepspeed: bool = False
     """Shard by DeepSpeed ZeRO as deepspeed_config says; needs the extra deepspeed."""
     deepspeed_config: str = ""
-    """JSON of DeepSpeed; empty: conf/ds_stage1.json."""
+    """JSON of DeepSpeed, ZeRO stage 1 or 2; empty: conf/ds_stage1.json."""
     max_bad_steps: int = 5
     """Steps with a NaN or infinite loss or gradient that are left out, and named; one more ends the run."""
     early_stop: int = 0
@@ -187,6 +188,8 @@ class DecodeOptions:
     """Longer audio is decoded in pieces of at most so many seconds."""
     vad_model: str = ""
     """What finds the pieces: fsmn-vad, or its folder (through funasr); empty: cuts at quiet points."""
+    hub: Literal["ms", "hf"] = "ms"
+    """Where names of models are looked up: ModelScope or Hugging Face."""
 
 
 def as_dict(config: RunConfig) -> dict:

@@ -6,27 +6,31 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from speechllm import audio
+from speechllm import audio, segments
 from speechllm.batching import Draw, Fault, Rows, collate, cut
 from speechllm.config import DecodeOptions, RunConfig
 from speechllm.errors import UserError
 from speechllm.files import atomic_write, write_json
 from speechllm.provenance import provenance
-from speechllm.sample import Sample
+from speechllm.sample import Sample, speech_length
+from speechllm.segments import Pieced
 
 log = logging.getLogger("speechllm")
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices in batches under the budget, the longest first, so that memory is at its peak at once."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    return [[order[i] for i in rows] for rows in reversed(cut([lengths[i] for i in order], budget, "token"))]
+    lengths = np.asarray(lengths)
+    order = np.argsort(lengths, kind="stable")
+    return [order[rows.start : rows.stop].tolist() for rows in reversed(cut(lengths[order], budget, "token"))]
 
 
 def predict(
@@ -53,24 +57,25 @@ def predict(
     def query(sample: Sample, draw: Draw) -> dict:
         return task.query(family, sample, audio.read(sample.clip, family.rate, options.allow_pipes))
 
-    def join(items: list) -> tuple[list, dict | None]:
+    def join(items: list) -> tuple[list[Fault | None], dict | None]:
         good = [item for item in items if not isinstance(item, Fault)]
-        return items, collate(good, family.fields(generating=True)) if good else None
+        faults = [item if isinstance(item, Fault) else None for item in items]  # tensors go to the batch alone
+        return faults, collate(good, family.fields(generating=True)) if good else None
 
     loader = DataLoader(
         Rows(samples, query),
-        batch_sampler=[[Draw(i, 0) for i in rows] for rows in chosen],
+        batch_sampler=([Draw(i, 0) for i in rows] for rows in chosen),
         collate_fn=join,
         num_workers=min(options.num_workers, len(chosen)),
         generator=torch.Generator(),  # or the loader would draw from the trainer's random state
     )
     device = next(model.parameters()).device
     model.eval()
-    for rows, (items, batch) in zip(chosen, loader, strict=True):
+    for rows, (faults, batch) in zip(chosen, loader, strict=True):
         with torch.inference_mode():
             moved = {name: tensor.to(device) for name, tensor in batch.items()} if batch else {}
             made = iter(task.predict(family, model, moved, options) if batch else [])
-        found = ({"error": item.reason, "text": ""} if isinstance(item, Fault) else next(made) for item in items)
+        found = ({"error": fault.reason, "text": ""} if fault else next(made) for fault in faults)
         yield [(i, {"key": samples[i].key} | row) for i, row in zip(rows, found, strict=True)]
 
 
@@ -111,7 +116,7 @@ def score_dev(
 
 def decode_set(
     opened: Any, samples: Sequence[Sample], lengths: Sequence[int], options: DecodeOptions, output_file: str
-) -> list[dict]:
+) -> list[Fault]:
     """Decode a whole set to files: ``output_file`` (``utt<TAB>text``), the same name with ``.jsonl``, decode.json.
 
     Batches land in ``<name>.part`` as they come; a second call with the same model, data and options goes on from it.
@@ -121,67 +126,164 @@ def decode_set(
         lengths: frames of 10 ms of each sample; 0 where the audio's header could not be read.
 
     Returns:
-        the rows in input order, with ``error`` where the audio could not be read (their text is empty).
+        the utterances whose audio could not be read; their text is empty.
     """
     base = os.path.splitext(output_file)[0]
     os.makedirs(os.path.dirname(base) or ".", exist_ok=True)
-    head = _fingerprint(opened, samples, options)
-    done = _read_part(f"{base}.part", head)
+    started = time.monotonic()
+    pieced, faults = _in_pieces(opened, samples, lengths, options, f"{base}.audio")
+    part = Part(f"{base}.part", _fingerprint(opened, pieced, options), len(pieced))
+    wanted = np.ones(len(pieced), bool)
+    wanted[[*pieced.pieces, *faults]] = False
+    left = np.flatnonzero(wanted & (part.places < 0))
+    done = int(wanted.sum()) - len(left)
     if done:
-        log.info("going on from %s.part: %d of %d utterances are done", base, len(done), len(samples))
-    left = [[i for i in rows if i not in done] for rows in batches(lengths, options.batch_size)]
-    left = [rows for rows in left if rows]
-    started, heard = time.monotonic(), sum(lengths[i] for rows in left for i in rows) / 100
-    with open(f"{base}.part", "a", encoding="utf-8") as part, tqdm(total=len(samples), initial=len(done)) as bar:
-        bar.unit, bar.desc = "utt", "decode"
-        if part.tell() == 0:
-            part.write(json.dumps(head) + "\n")
-        for some in predict(opened.family, opened.task, opened.model, samples, options, left):
-            part.writelines(json.dumps([i, row], ensure_ascii=False) + "\n" for i, row in some)
-            part.flush()
-            done.update(some)
+        log.info("going on from %s.part: %d of %d are done", base, done, wanted.sum())
+    chosen = [left[rows].tolist() for rows in batches(pieced.lengths[left], options.batch_size)]
+    with tqdm(total=int(wanted.sum()), initial=done, unit="utt", desc="decode") as bar:
+        for some in predict(opened.family, opened.task, opened.model, pieced, options, chosen):
+            part.add(some)
             bar.update(len(some))
-    seconds = time.monotonic() - started
-    rows = [done[i] for i in range(len(samples))]
-    _write(rows, base, output_file)
-    told = {"seconds": round(seconds, 3), "audio_seconds": heard, "rtf": round(seconds / max(heard, 1e-9), 5)}
-    told |= {"utterances": len(rows), "errors": sum("error" in row for row in rows)}
-    told |= {"truncated": sum(bool(row.get("truncated")) for row in rows), "model_dir": opened.family.folder}
-    write_json(os.path.join(os.path.dirname(base), "decode.json"), told | provenance())
-    os.remove(f"{base}.part")
-    log.info("%d utterances, %.1f s of audio in %.1f s: RTF %.4f", len(rows), heard, seconds, told["rtf"])
+    seconds, heard = time.monotonic() - started, int(pieced.lengths[left].sum()) / 100
+    told, faults = _write(_rows(part, pieced, faults, opened.task), samples, base, output_file)
+    told |= {"in_pieces": len(pieced.pieces), "pieces": len(pieced) - len(samples), "model_dir": opened.family.folder}
+    timed = {"seconds": round(seconds, 3), "audio_seconds": heard, "rtf": round(seconds / max(heard, 1e-9), 5)}
+    write_json(os.path.join(os.path.dirname(base), "decode.json"), timed | told | provenance())
+    part.remove()
+    shutil.rmtree(f"{base}.audio", ignore_errors=True)
+    log.info("%d utterances, %.1f s of audio in %.1f s: RTF %.4f", len(samples), heard, seconds, timed["rtf"])
     if told["truncated"]:
         log.warning("%d answer(s) reached max_new_tokens=%d unfinished", told["truncated"], options.max_new_tokens)
-    return rows
+    if told["no_speech"]:
+        log.warning(
+            "%d recording(s) without speech, as %s hears it; their text is empty", told["no_speech"], options.vad_model
+        )
+    return faults
 
 
-def _write(rows: list[dict], base: str, output_file: str) -> None:
-    with atomic_write(f"{base}.jsonl") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with atomic_write(output_file) as file:
-        file.writelines(f"{row['key']}\t{' '.join(row['text'].split())}\n" for row in rows)
+def _in_pieces(
+    opened: Any, samples: Sequence[Sample], lengths: Sequence[int], options: DecodeOptions, folder: str
+) -> tuple[Pieced, dict[int, Fault]]:
+    """Cut what is longer than ``max_segment``; by index, what cannot be cut because it cannot be read."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    if options.max_segment < 1:
+        raise UserError(f"max_segment is {options.max_segment:g} s; it must be at least 1")
+    long = np.flatnonzero(np.asarray(lengths) > speech_length(options.max_segment)).tolist()
+    if not long or not opened.task.in_pieces:
+        return Pieced(samples, lengths, {}), {}
+    if options.vad_model:
+        find = segments.Vad(options.vad_model, options.hub, options.max_segment)
+    else:
+        find = segments.QuietPoints(options.max_segment)
+    loader = DataLoader(
+        Rows(samples, lambda sample, draw: segments.cut(sample.clip, find, folder, options.allow_pipes)),
+        sampler=[Draw(i, 0) for i in long],
+        batch_size=None,
+        collate_fn=lambda clips: clips,
+        num_workers=min(options.num_workers, len(long)),
+        generator=torch.Generator(),
+    )
+    found = dict(zip(long, tqdm(loader, total=len(long), unit="file", desc="cut"), strict=True))
+    faults = {i: clips for i, clips in found.items() if isinstance(clips, Fault)}
+    pieced = Pieced(samples, lengths, {i: clips for i, clips in found.items() if i not in faults})
+    log.info(
+        "%d recording(s) of more than %g s, in %d pieces", len(long), options.max_segment, len(pieced) - len(samples)
+    )
+    return pieced, faults
+
+
+class Part:
+    """The rows of a decoding, on disk in the order in which they came; memory holds only where each of them stands.
+
+    A killed decoding leaves the file, and one with the same head goes on from it.
+
+    Args:
+        head: what must be the same for a file to be gone on from.
+        count: rows that there will be.
+
+    Attributes:
+        places: (count,) where each row begins, in bytes; -1 where it is not there yet.
+    """
+
+    def __init__(self, path: str, head: dict, count: int):
+        self.path, self.places = path, np.full(count, -1, np.int64)
+        first, end = json.dumps(head).encode() + b"\n", 0
+        self._file = open(path, "r+b" if os.path.exists(path) else "w+b")  # noqa: SIM115
+        if self._file.readline() == first:
+            end = len(first)
+            for line in self._file:
+                if line.endswith(b"\n"):  # else it was cut by the kill
+                    self.places[json.loads(line)[0]] = end
+                    end += len(line)
+        self._file.seek(end)
+        self._file.truncate()
+        if not end:
+            self._file.write(first)
+
+    def add(self, rows: list[tuple[int, dict]]) -> None:
+        """Append rows, each with its index."""
+        self._file.seek(0, os.SEEK_END)
+        for index, row in rows:
+            self.places[index] = self._file.tell()
+            self._file.write(json.dumps([index, row], ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def __getitem__(self, index: int) -> dict:
+        self._file.seek(self.places[index])
+        return json.loads(self._file.readline())[1]
+
+    def remove(self) -> None:
+        self._file.close()
+        os.remove(self.path)
 
 
 def _fingerprint(opened: Any, samples: Sequence[Sample], options: DecodeOptions) -> dict:
-    """What must be the same for a part-file to be gone on from."""
-    said = [(sample.key, sample.clip, sample.prompt) for sample in samples]
+    """What must be the same for a part-file to be gone on from; the pieces of long audio count as samples."""
+    said = hashlib.sha256()
+    for sample in samples:
+        said.update(repr((sample.key, sample.clip, sample.prompt)).encode())
     return {
-        "data": hashlib.sha256(repr(said).encode()).hexdigest(),
+        "data": said.hexdigest(),
         "model": [opened.family.folder, opened.stamp],
         "max_new_tokens": options.max_new_tokens,
     }
 
 
-def _read_part(path: str, head: dict) -> dict[int, dict]:
-    """The rows of a killed decoding; none, and the file removed, where it was made otherwise."""
-    if not os.path.isfile(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        lines = file.read().split("\n")
-    complete = lines[:-1]  # a line without its end was cut by the kill
-    if not complete or json.loads(complete[0]) != head:
-        os.remove(path)
-        return {}
-    with atomic_write(path) as file:
-        file.writelines(line + "\n" for line in complete)
-    return dict(json.loads(line) for line in complete[1:])
+def _rows(part: Part, pieced: Pieced, faults: dict[int, Fault], task: Any) -> Iterator[dict]:
+    """One row per utterance, in input order."""
+    for i in range(len(pieced.samples)):
+        if i in faults:
+            yield {"key": faults[i].sample.key, "error": faults[i].reason, "text": ""}
+        elif i in pieced.pieces:
+            yield _joined(part, pieced, i, task)
+        else:
+            yield part[i]
+
+
+def _joined(part: Part, pieced: Pieced, index: int, task: Any) -> dict:
+    """One row from those of an utterance's pieces, with their times; where one has an error, that one alone."""
+    key, rows = pieced[index].key, [part[i] for i in pieced.pieces[index]]
+    for row in rows:
+        if "error" in row:
+            return row
+        del row["key"]
+    timed = [pieced.span(index, i) | row for i, row in zip(pieced.pieces[index], rows, strict=True)]
+    return {"key": key} | task.join(rows) | {"segments": timed}
+
+
+def _write(rows: Iterator[dict], samples: Sequence[Sample], base: str, output_file: str) -> tuple[dict, list[Fault]]:
+    """Write the rows and their texts; what is to be told about them, and those with an error."""
+    told, faults = {"utterances": 0, "errors": 0, "truncated": 0, "no_speech": 0}, []
+    with atomic_write(f"{base}.jsonl") as file, atomic_write(output_file) as texts:
+        for i, row in enumerate(rows):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            texts.write(f"{row['key']}\t{' '.join(row['text'].split())}\n")
+            if "error" in row:
+                faults.append(Fault(samples[i], row["error"]))
+            told["utterances"] += 1
+            told["errors"] += "error" in row
+            told["truncated"] += bool(row.get("truncated"))
+            told["no_speech"] += row.get("segments") == []
+    return told, faults

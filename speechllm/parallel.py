@@ -87,6 +87,7 @@ def shard(objective: nn.Module, bfloat16: bool) -> None:
     for layer in reversed(layers(objective)):  # inner ones first
         fully_shard(layer, mp_policy=policy)
     fully_shard(objective, mp_policy=policy)
+    objective._get_fsdp_state()._lazy_init()  # it is the root, even if the first pass is one of the dev set
     for module in (objective, objective.model):
         module._is_fsdp_managed_module = False  # transformers would take it for one that it sharded; see gathered()
 
@@ -155,7 +156,9 @@ def deepspeed_config(config: RunConfig) -> dict | None:
         raise UserError("train_conf.use_fsdp and train_conf.use_deepspeed both shard; set one of them to false")
     path = train.deepspeed_config or DEEPSPEED
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("train_conf.use_deepspeed needs DeepSpeed: pip install '.[deepspeed]'; or use train_conf.use_fsdp")
+        raise UserError(
+            "train_conf.use_deepspeed needs DeepSpeed: pip install '.[deepspeed]'; or use train_conf.use_fsdp"
+        )
     if not torch.accelerator.is_available() or "LOCAL_RANK" not in os.environ:
         raise UserError("train_conf.use_deepspeed needs GPUs and torchrun: start with bash finetune.sh --nproc 2")
     try:

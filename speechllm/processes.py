@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from speechllm.errors import UserError
 
+WORKERS = min(16, os.cpu_count() or 1)  # processes, where nobody says how many
 AHEAD = 4  # blocks per process that are handed out before the first result is awaited
 T, Block, Result = TypeVar("T"), TypeVar("Block"), TypeVar("Result")
 _work: Callable[[Any], Any]  # what this process does, if it is one of the workers

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Clip(NamedTuple):
-    """A stretch of audio: a path, URL, ``ark:offset`` or Kaldi pipe, and the part of it in seconds."""
+    """A stretch of audio: a path, URL, ``ark:offset``, ``shard.tar:offset`` or Kaldi pipe, and the part in seconds."""
 
     source: str
     start: float = 0.0

@@ -220,7 +220,7 @@ class SpeechTrainer(Trainer):
                 longest = max(self.train_dataset.speech_lengths[draw.index] for draw in draws) / 100
                 raise UserError(
                     f"out of memory on the largest batch ({len(draws)} utterances of up to {longest:.1f} s); lower "
-                    "dataset_conf.batch_size, or raise train_conf.accum_grad"
+                    "dataset_conf.batch_size and raise train_conf.accum_grad, or set train_conf.gradient_checkpointing"
                 ) from error
         model.zero_grad()
 

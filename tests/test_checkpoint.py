@@ -1,11 +1,18 @@
-"""Freezing, LoRA, and what is kept of a run."""
+"""Freezing, LoRA, and what is kept of a run, also when the disk is full."""
 
+import errno
 import json
+import os
+import resource
+import subprocess
+import time
 
 import numpy as np
 import pytest
 import torch
-from tiny import make_model
+from safetensors.torch import load_file
+from test_trainer import command, run
+from tiny import make_corpus, make_model
 
 from speechllm import checkpoint, cli
 from speechllm.config import RunConfig
@@ -182,3 +189,66 @@ def test_an_unfinished_run_is_refused(tmp_path):
     (tmp_path / "checkpoint-4").mkdir()
     with pytest.raises(UserError, match="not finished"):
         checkpoint.open_model(str(tmp_path))
+
+
+def test_a_model_is_built_anew_from_its_checkpoints(family, tmp_path):
+    words = ["++llm_conf.use_lora=true", "++audio_encoder_conf.freeze=true"]
+    model, _ = prepared(family, *words)
+    expected = logits(family, randomised(model))
+    checkpoint.save_trained(model, str(tmp_path))
+    assert torch.equal(logits(family, checkpoint.rebuild(family, config(*words), [str(tmp_path)])), expected)
+
+
+# ---- a full disk
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("disk")
+    make_model(folder / "model")
+    make_corpus(folder / "train", 61)
+    make_corpus(folder / "dev", 5, seed=1)
+    done = run(folder, "straight", *OFTEN)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+OFTEN = ["++train_conf.save_checkpoint_interval=3", "++train_conf.max_epoch=4"]
+
+
+# A checkpoint has 280 kB of weights and 560 kB of the optimiser's state: the first or the second does not fit.
+@pytest.mark.parametrize("limit", [100_000, 400_000])
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(home, limit):
+    out = home / f"limit-{limit}"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    started = subprocess.Popen(command(home, out.name, *OFTEN), env=env, stderr=subprocess.PIPE, text=True)
+    while not (out / "checkpoint-3").is_dir() and started.poll() is None:
+        time.sleep(0.02)
+    resource.prlimit(started.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    last = started.communicate(timeout=120)[1].strip().splitlines()[-1]
+    assert started.returncode == 1 and last.startswith(f"error: {out}: cannot be written")
+    assert not [name for name in os.listdir(out) if name.startswith("saving")]
+    for path in checkpoint.checkpoints(str(out)):
+        assert {"trained.safetensors", "optimizer.pt", "trainer_state.json"} <= set(os.listdir(path))
+    done = run(home, out.name, *OFTEN)
+    assert done.returncode == 0 and "going on from" in done.stderr
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, home / "straight"))
+    assert all(tensor.equal(theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_half_model(family, tmp_path, monkeypatch):
+    def fill(model, folder, format):
+        with open(os.path.join(folder, "model.safetensors"), "wb") as file:
+            file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(family, "save", fill)
+    model, _ = prepared(family)
+    with pytest.raises(UserError, match=r"cannot be written.*No space left on device.*same command goes on"):
+        checkpoint.save_model(family, open_task("sft", family), model, Prompt(), 9, str(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_fault_of_the_disk_is_not_said_to_be(tmp_path):
+    with pytest.raises(RuntimeError, match="shape"), checkpoint.saving(str(tmp_path / "saving")):
+        raise RuntimeError("shape")

@@ -27,9 +27,11 @@ def jsonl(tmp_path):
 
 
 def decode(opened, jsonl, output, batch_size=100000, **other):
-    samples = list(ChatmlFile(jsonl))
+    """The rows that were written."""
+    samples = ChatmlFile(jsonl)
     options = DecodeOptions(batch_size=batch_size, max_new_tokens=8, num_workers=0, **other)
-    return decode_set(opened, samples, [sample.speech_length for sample in samples], options, str(output))
+    decode_set(opened, samples, samples.speech_lengths, options, str(output))
+    return [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
 
 
 def test_batches_are_longest_first_within_the_budget():
@@ -85,7 +87,7 @@ def test_a_killed_decoding_goes_on(opened, jsonl, tmp_path, monkeypatch):
 def test_a_part_made_otherwise_is_not_gone_on_from(opened, jsonl, tmp_path):
     whole = decode(opened, jsonl, tmp_path / "whole.txt")
     head = {"data": "other", "model": "other", "max_new_tokens": 8}
-    (tmp_path / "hyp.part").write_text(json.dumps(head) + '\n[0, {"key": "utt000", "text": "wrong"}]\n')
+    (tmp_path / "hyp.part").write_text(json.dumps(head) + '\n[0, {"key": "utt000", "text": "wrong"}]\n' * 99)
     assert decode(opened, jsonl, tmp_path / "hyp.txt") == whole
 
 
@@ -105,6 +107,23 @@ def test_killed_before_the_first_batch_and_again_after_it(opened, jsonl, tmp_pat
             decode(opened, jsonl, tmp_path / "hyp.txt", batch_size=300)
     monkeypatch.setattr(opened.task, "predict", predict)
     assert decode(opened, jsonl, tmp_path / "hyp.txt", batch_size=300) == whole
+
+
+def test_workers_hand_over_a_batch_and_not_its_rows_again(opened, jsonl, tmp_path, monkeypatch):
+    """Each tensor costs a file handle and a round trip between the processes, so many rows would run out of handles."""
+    from torch.utils import data
+
+    passed = []
+
+    class Loader(data.DataLoader):
+        def __iter__(self):
+            for found in super().__iter__():
+                passed.append(found)
+                yield found
+
+    monkeypatch.setattr(data, "DataLoader", Loader)
+    decode(opened, jsonl, tmp_path / "hyp.txt")
+    assert passed and all(faults == [None] * COUNT and len(batch) <= 5 for faults, batch in passed)
 
 
 def test_the_command_line(opened, jsonl, tmp_path, tool):

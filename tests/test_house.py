@@ -21,7 +21,7 @@ LAYERS = [
     ["metrics"],
     ["models"],
     ["tasks"],
-    ["checkpoint", "progress"],
+    ["checkpoint", "progress", "qlora"],
     ["parallel", "guard"],
     ["trainer"],
     ["run"],

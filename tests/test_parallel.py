@@ -136,6 +136,15 @@ def test_fsdp_in_bfloat16_with_recomputed_activations(home, alone):
     assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
 
 
+def test_a_sharded_run_that_was_stopped_early_and_killed_is_finished(home, sharded):
+    shutil.copytree(home / "fsdp", home / "stopped")
+    (home / "stopped" / "speechllm.json").unlink()
+    words = [*FSDP, "++dataset_conf.batch_size=200", "++train_conf.early_stop=1", "++train_conf.avg_nbest_model=2"]
+    done = run(home, "stopped", *words, ranks=2)  # nothing is trained any more, but the mean is decoded
+    assert done.returncode == 0 and "mean of the 2 best" in done.stderr, done.stderr
+    assert (home / "stopped" / "speechllm.json").exists()
+
+
 # ---- DeepSpeed
 
 

@@ -74,7 +74,7 @@ def test_recomputed_activations_change_nothing_but_the_number_of_passes(family, 
     found = parallel.layers(objective)
     assert len(found) == 3 + 1 + 2  # of encoder, adaptor and LLM, as the tiny model has them
     for layer in found:
-        layer.mlp.register_forward_hook(lambda *_, layer=layer: calls.append(id(layer)))
+        layer.self_attn.register_forward_pre_hook(lambda *_, layer=layer: calls.append(id(layer)))
     loss, others = passes(objective, given)
     assert abs(loss - plain) < 1e-6 and largest(gradients, others) < 1e-6
     through = found[3:] if words is FROZEN else found  # no gradient goes through the frozen encoder

@@ -4,36 +4,47 @@ import importlib.util
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from test_trainer import losses, run
-from tiny import make_corpus, make_model
 
-from speechllm import checkpoint, cli
+from speechllm import checkpoint, cli, qlora
 from speechllm.config import RunConfig
 from speechllm.errors import UserError
 from speechllm.models import open_family
 from speechllm.sample import Prompt
-from speechllm.tasks import open_task
 
 needs_bitsandbytes = pytest.mark.skipif(
     not importlib.util.find_spec("bitsandbytes"), reason="the extra qlora is not installed"
 )
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
 QLORA = ["++llm_conf.use_lora=true", "++llm_conf.load_in_4bit=true", "++llm_conf.lora_conf.lora_dropout=0"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qlora")
-    make_model(folder / "model")
-    make_corpus(folder / "train", 61)
-    make_corpus(folder / "dev", 5, seed=1)
+    with pytest.MonkeyPatch.context() as patch:  # layers of whole blocks of 64 weights
+        patch.setitem(tiny.SIZES, "text_config", tiny.SIZES["text_config"] | WIDE)
+        tiny.make_model(folder / "model")
+    tiny.make_corpus(folder / "train", 61)
+    tiny.make_corpus(folder / "dev", 5, seed=1)
     return folder
 
 
 @pytest.fixture(scope="module")
 def family(home):
     return open_family("fun_asr_nano", str(home / "model"))
+
+
+@needs_bitsandbytes
+def test_narrow_layers_stay_as_they_are_and_the_log_says_so(tmp_path, caplog):
+    caplog.set_level("INFO")
+    family = open_family("fun_asr_nano", str(tiny.make_model(tmp_path / "narrow")))  # 32 wide, the feed-forward 64
+    model = prepared(family, *QLORA)
+    assert sum(p.dtype == torch.uint8 for p in model.parameters()) == 2
+    assert "llm: 2 of 14 linear layers are held in 4 bits" in caplog.text
 
 
 def prepared(family, *words):
@@ -69,7 +80,7 @@ def test_what_does_not_go_with_4_bits_is_refused(family, words, said):
 @needs_bitsandbytes
 def test_the_linear_layers_of_the_part_alone_are_in_4_bits(family):
     model, plain = prepared(family, *QLORA), family.load()
-    held = {n.replace(".base_layer", "") for n, p in model.named_parameters() if p.dtype == torch.uint8}
+    held = {name.replace(".base_layer", "") for name, p in model.named_parameters() if p.dtype == torch.uint8}
     layers = plain.model.language_model.named_modules()
     assert held == {f"model.language_model.{n}.weight" for n, m in layers if isinstance(m, torch.nn.Linear)}
     assert {name for name in checkpoint.trained_tensors(model) if "language_model" in name} == {
@@ -82,8 +93,10 @@ def test_the_linear_layers_of_the_part_alone_are_in_4_bits(family):
 
 
 @needs_bitsandbytes
-def test_merging_gives_a_plain_model_that_computes_what_the_quantised_one_did(family):
-    model, plain = prepared(family, *QLORA), family.load()
+@pytest.mark.parametrize("targets", ["[]", "[q_proj]"])  # all layers with LoRA, or most without
+def test_merging_gives_a_plain_model_that_computes_what_the_quantised_one_did(family, targets):
+    model = prepared(family, *QLORA, f"++llm_conf.lora_conf.target_modules={targets}")
+    plain = family.load()
     torch.manual_seed(0)
     for name, p in model.named_parameters():
         if "lora_B" in name:
@@ -111,7 +124,16 @@ def test_the_quantised_weights_are_near_the_originals(family):
 
 
 @needs_bitsandbytes
-def test_a_run_trains_resumes_and_leaves_a_plain_model(home):
+def test_a_layer_keeps_its_bias():
+    module = torch.nn.Sequential(torch.nn.Linear(64, 8))
+    bias, given = module[0].bias.detach().clone(), torch.randn(3, 64)
+    qlora.quantise("part", module)
+    plain = qlora.dequantised(module[0])
+    assert plain.bias.equal(bias) and torch.allclose(plain(given), module(given), atol=1e-5)
+
+
+@needs_bitsandbytes
+def test_a_run_trains_and_leaves_a_plain_model(home):
     done = run(home, "run", *QLORA, "++audio_encoder_conf.freeze=true")
     assert done.returncode == 0, done.stderr
     said = losses(home, "run")
@@ -122,4 +144,3 @@ def test_a_run_trains_resumes_and_leaves_a_plain_model(home):
     opened = checkpoint.open_model(str(home / "run"))
     assert set(dict(opened.model.named_parameters())) == set(dict(opened.family.load().named_parameters()))
     assert "weights of the base in 4 bits" in (home / "run" / "train.log").read_text()
-    assert open_task("sft", opened.family).name == opened.task.name

@@ -4,7 +4,6 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -15,16 +14,16 @@ from speechllm.errors import Rejects, UserError
 
 @dataclass
 class Options(DecodeOptions):
-    model_dir: str = "FunAudioLLM/Fun-ASR-Nano-2512-hf"
+    model_dir: str = "FunAudioLLM/Fun-ASR-Nano-2512"
     """A finished run, a folder or a hub name."""
-    hub: Literal["ms", "hf"] = "ms"
-    """Where a hub name is looked up: ModelScope or Hugging Face."""
     scp_file: str = ""
     """Kaldi wav.scp; asked with the prompt that the model was trained with."""
     jsonl_file: str = ""
     """JSONL in place of scp_file; each row brings its prompt."""
     segments_file: str = ""
     """Kaldi segments of the recordings in scp_file."""
+    hotwords_file: str = ""
+    """`utt word,word ...`: words that may occur in an utterance of scp_file, put into its prompt."""
     output_file: str = ""
     """`utt<TAB>text` per row; the same name with .jsonl, and decode.json, land beside it."""
     max_bad: int = 0
@@ -36,26 +35,31 @@ class Options(DecodeOptions):
 def main(options: Options) -> None:
     if not options.output_file or bool(options.scp_file) == bool(options.jsonl_file):
         raise UserError("++output_file and one of ++scp_file and ++jsonl_file are needed")
+    if options.jsonl_file and (options.segments_file or options.hotwords_file):
+        raise UserError("++segments_file and ++hotwords_file go with ++scp_file; a JSONL's rows have their own")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are forked
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait take no core from the loader's workers
     import torch
 
     from speechllm.checkpoint import open_model
     from speechllm.decode import decode_set
+    from speechllm.formats import kaldi
     from speechllm.formats.chatml import ChatmlFile
-    from speechllm.formats.kaldi import samples
 
+    hotwords = kaldi.read_hotwords(options.hotwords_file) if options.hotwords_file else {}
     opened = open_model(options.model_dir, options.hub)
     options.max_new_tokens = options.max_new_tokens or opened.max_new_tokens
     opened.model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.jsonl_file:
-        data = list(ChatmlFile(options.jsonl_file))
+        data = ChatmlFile(options.jsonl_file)
+        lengths = data.speech_lengths
     else:
-        data = samples(options.scp_file, options.segments_file or None, opened.prompt, options.allow_pipes)
-    rows = decode_set(opened, data, [sample.speech_length for sample in data], options, options.output_file)
+        segments = options.segments_file or None
+        data = kaldi.samples(options.scp_file, segments, opened.prompt, options.allow_pipes, hotwords)
+        lengths = [sample.speech_length for sample in data]
     rejects = Rejects(f"{options.output_file}.bad", options.max_bad)
-    for sample, row in zip(data, rows, strict=True):
-        if "error" in row:
-            rejects.add(sample.key, sample.where, row["error"])
+    for sample, reason in decode_set(opened, data, lengths, options, options.output_file):
+        rejects.add(sample.key, sample.where, reason)
     rejects.close()
 
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from speechllm import cli
 from speechllm.errors import Rejects, UserError
+from speechllm.processes import WORKERS
 
 log = logging.getLogger("speechllm")
 
@@ -23,7 +24,7 @@ class Options:
     """Folder with wav.scp and text, and perhaps segments, utt2spk and hotwords."""
     decode: bool = False
     """Read all samples, not the headers alone; finds NaN and damaged flac and mp3."""
-    max_workers: int = 4
+    max_workers: int = WORKERS
     """Processes that read audio; more help where files are far away."""
     allow_pipes: bool = False
     """Run the shell commands that end in | in place of a path, as Kaldi does."""

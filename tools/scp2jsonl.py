@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from speechllm import cli
 from speechllm.errors import Rejects, UserError
+from speechllm.processes import WORKERS
 
 
 @dataclass
@@ -36,8 +37,8 @@ class Options:
     """Language of the text: zh, en, ja, or a Chinese name such as 韩文; empty: the language spoken."""
     itn: bool = True
     """Ask for figures and dates as they are written, not as they are spoken."""
-    max_workers: int = 4
-    """Processes that read audio headers; more help where files are far away. Each asks 8 URLs at a time."""
+    max_workers: int = WORKERS
+    """Processes that read audio (default: one per core, at most 16). Each asks 8 URLs at a time."""
     max_bad: int = 0
     """Utterances that may be left out."""
     allow_pipes: bool = False

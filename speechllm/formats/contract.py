@@ -18,7 +18,7 @@ from speechllm import audio
 from speechllm.formats import kaldi
 from speechllm.formats.index import Index, Line, Utterance
 from speechllm.formats.kaldi import Fault
-from speechllm.processes import batched, ordered
+from speechllm.processes import WORKERS, batched, ordered
 
 TABLES = ("wav.scp", "segments", "text", "utt2spk", "hotwords")
 PARSERS = {"segments": kaldi.segment, "utt2spk": kaldi.speaker, "hotwords": kaldi.hotwords}
@@ -130,7 +130,7 @@ def _lines(path: str, parse: Callable[[str], Any]) -> Iterator[Line]:
 
 def check(
     folder: str | os.PathLike,
-    max_workers: int = 4,
+    max_workers: int = WORKERS,
     allow_pipes: bool = False,
     decode: bool = False,
     on_fault: Fault = kaldi.refuse,

@@ -19,7 +19,7 @@ from speechllm.errors import UserError
 from speechllm.formats import contract, kaldi
 from speechllm.formats.index import Index, Line
 from speechllm.formats.kaldi import Fault
-from speechllm.processes import ordered
+from speechllm.processes import WORKERS, ordered
 
 AUDIO = (".wav", ".flac", ".mp3", ".ogg")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -63,7 +63,7 @@ def expand(pattern: str) -> list[str]:
     return paths
 
 
-def join(paths: Sequence[str], hotwords: str = "", workers: int = 4, on_fault: Fault = kaldi.refuse) -> Index:
+def join(paths: Sequence[str], hotwords: str = "", workers: int = WORKERS, on_fault: Fault = kaldi.refuse) -> Index:
     """The utterances of all shards that have both audio and text, in the order of the audio.
 
     Faults: audio without text, text without audio, no text in a text, an id that stands twice, a truncated shard.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable
 
 from speechllm.errors import UserError
 
 FILES = ["tokenizer*", "vocab.json", "merges.txt", "config.json"]  # of a checkpoint: all but its weights
+INSIDE = [f"*/{name}" for name in FILES]  # FunASR's layout has the LLM's in a folder of its own
 
 
 def counter(tokenizer: str) -> Callable[[list[str]], list[int]]:
@@ -20,7 +22,10 @@ def counter(tokenizer: str) -> Callable[[list[str]], list[int]]:
         UserError: no such tokenizer.
     """
     folder = _folder(tokenizer)
+    inside = sorted(glob.glob(os.path.join(glob.escape(folder), "*", "tokenizer.json")))
     path = os.path.join(folder, "tokenizer.json")
+    if not os.path.exists(path) and inside:
+        path = inside[0]
     if os.path.exists(path):  # loads in a fraction of the time that transformers takes to import
         from tokenizers import Tokenizer
 
@@ -40,7 +45,7 @@ def _folder(tokenizer: str) -> str:
     tried = []
     for hub in ("ms", "hf"):
         try:
-            return resolve(tokenizer, hub, FILES)
+            return resolve(tokenizer, hub, FILES + INSIDE)
         except UserError as error:
             tried.append(error)
     raise UserError(
