@@ -31,7 +31,7 @@ log = logging.getLogger("speechllm")
 
 # Keys that may differ between a run and its continuation; every other change makes another run.
 FREE = {"hub", "output_dir", "max_new_tokens", "num_workers", "log_interval", "resume", "keep_nbest_models"}
-FREE |= {"avg_nbest_model", "early_stop", "max_bad_steps"}
+FREE |= {"avg_nbest_model", "early_stop", "max_bad_steps", "gradient_checkpointing", "compile"}
 
 
 def train(config: RunConfig, score_dev: Callable, notes: Sequence[str] = ()) -> None:

@@ -148,13 +148,13 @@ class Vad:
 
     def __init__(self, name: str, hub: str, longest: float):
         import torch
+        from funasr import AutoModel
+        from funasr.download.name_maps_from_hub import name_maps_hf, name_maps_ms
 
+        names = name_maps_ms if hub == "ms" else name_maps_hf
         try:
-            from funasr import AutoModel
-
             self.model = AutoModel(
-                model=resolve(name, hub) if "/" in name else name,
-                hub=hub,
+                model=resolve(names.get(name, name), hub),
                 device="cpu",
                 ncpu=torch.get_num_threads(),  # or funasr would set its own number for the whole process
                 max_single_segment_time=int((longest - OVER) * 1000),
@@ -162,13 +162,10 @@ class Vad:
                 disable_pbar=True,
             )
             self([np.zeros(RATE, np.float32)])
-        except UserError:
-            raise
         except Exception as error:  # funasr lets through whatever happens in it
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = error if isinstance(error, UserError) else f"funasr does not load it as a VAD ({error!r:.300})"
             raise UserError(
-                f"vad_model {name}: not a VAD that funasr loads: {reason}. Give the folder of fsmn-vad, or leave "
-                "++vad_model out: then long audio is cut at quiet points"
+                f"vad_model {name}: {reason}. Or leave ++vad_model out: then long audio is cut at quiet points"
             ) from error
 
     def __call__(self, blocks: Blocks) -> Spans:
