@@ -24,6 +24,7 @@ from speechllm.sample import Sample, speech_length
 from speechllm.segments import Pieced
 
 log = logging.getLogger("speechllm")
+DAY = 86400  # seconds
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -146,7 +147,7 @@ def decode_set(
             bar.update(len(some))
     seconds, heard = time.monotonic() - started, int(pieced.lengths[left].sum()) / 100
     told, faults = _write(_rows(part, pieced, faults, opened.task), samples, base, output_file)
-    told |= {"in_pieces": len(pieced.pieces), "pieces": len(pieced) - len(samples), "model_dir": opened.family.folder}
+    told |= {"in_pieces": len(pieced.pieces), "pieces": len(pieced) - len(samples), "model_dir": opened.folder}
     timed = {"seconds": round(seconds, 3), "audio_seconds": heard, "rtf": round(seconds / max(heard, 1e-9), 5)}
     write_json(os.path.join(os.path.dirname(base), "decode.json"), timed | told | provenance())
     part.remove()
@@ -168,8 +169,8 @@ def _in_pieces(
     import torch
     from torch.utils.data import DataLoader
 
-    if options.max_segment < 1:
-        raise UserError(f"max_segment is {options.max_segment:g} s; it must be at least 1")
+    if not 1 <= options.max_segment <= DAY:
+        raise UserError(f"max_segment is {options.max_segment:g} s; give 1 to {DAY}")
     long = np.flatnonzero(np.asarray(lengths) > speech_length(options.max_segment)).tolist()
     if not long or not opened.task.in_pieces:
         return Pieced(samples, lengths, {}), {}
@@ -246,7 +247,7 @@ def _fingerprint(opened: Any, samples: Sequence[Sample], options: DecodeOptions)
         said.update(repr((sample.key, sample.clip, sample.prompt)).encode())
     return {
         "data": said.hexdigest(),
-        "model": [opened.family.folder, opened.stamp],
+        "model": [opened.folder, opened.stamp],
         "max_new_tokens": options.max_new_tokens,
     }
 

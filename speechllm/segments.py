@@ -5,6 +5,7 @@ Shapes: N samples of a block, F frames of 10 ms.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -147,20 +148,20 @@ class Vad:
     """
 
     def __init__(self, name: str, hub: str, longest: float):
-        import torch
         from funasr import AutoModel
         from funasr.download.name_maps_from_hub import name_maps_hf, name_maps_ms
 
         names = name_maps_ms if hub == "ms" else name_maps_hf
         try:
-            self.model = AutoModel(
-                model=resolve(names.get(name, name), hub),
-                device="cpu",
-                ncpu=torch.get_num_threads(),  # or funasr would set its own number for the whole process
-                max_single_segment_time=int((longest - OVER) * 1000),
-                disable_update=True,
-                disable_pbar=True,
-            )
+            with _threads_kept():
+                self.model = AutoModel(
+                    model=resolve(names.get(name, name), hub),
+                    device="cpu",
+                    ncpu=1,  # more would hang in a forked worker
+                    max_single_segment_time=int((longest - OVER) * 1000),
+                    disable_update=True,
+                    disable_pbar=True,
+                )
             self([np.zeros(RATE, np.float32)])
         except Exception as error:  # funasr lets through whatever happens in it
             reason = error if isinstance(error, UserError) else f"funasr does not load it as a VAD ({error!r:.300})"
@@ -175,10 +176,26 @@ class Vad:
             blocks: (N,) each, as :func:`_blocks` makes them.
         """
         cache, found = {}, []
-        for block, following in pairwise(chain(blocks, [None])):
-            said = self.model.generate(input=block, cache=cache, is_final=following is None, chunk_size=BLOCK * 1000)
-            found += said[0]["value"]
+        with _threads_kept():
+            for block, following in pairwise(chain(blocks, [None])):
+                last, chunk = following is None, BLOCK * 1000  # ms
+                try:
+                    found += self.model.generate(input=block, cache=cache, is_final=last, chunk_size=chunk)[0]["value"]
+                except Exception as error:  # one recording's fault must not end the decoding of a set
+                    raise UserError(f"funasr's VAD fails on it ({error!r:.300}); leave ++vad_model out") from error
         return [(start / 1000, end / 1000) for start, end in found]
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Give torch its number of threads back, which funasr's AutoModel sets for the whole process, at every call."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def join_texts(texts: Iterable[str]) -> str:

@@ -23,4 +23,4 @@ for corpus in "${corpora[@]}"; do
 done
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the models of the tests are tiny, and the machine may be busy
-exec "$PYTHON" -m pytest -q --durations=15 "$@"
+exec "$PYTHON" -m pytest -q --numprocesses auto --dist loadfile --durations=15 "$@" # a file is one process: its runs are shared

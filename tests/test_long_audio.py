@@ -273,6 +273,19 @@ def test_pipes_are_copied_for_the_time_of_decoding(opened, corpus, tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["decode.json", "hyp.jsonl", "hyp.txt"]
 
 
+def test_vad_leaves_the_number_of_threads_alone(vad_model):
+    """funasr sets its own; in a forked worker more than one would wait for ever for threads that the parent has."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        Vad(vad_model, "ms", 30.0)([noise(2)])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_vad_pieces_are_decoded_and_silence_has_no_text(opened, corpus, vad_model, tmp_path, caplog):
     recording(tmp_path / "long2.wav", [], 5.0)
     rows, told, faults = decode(opened, corpus, tmp_path / "hyp.txt", vad_model=vad_model, num_workers=2)
@@ -294,6 +307,22 @@ def test_a_fault_within_long_audio_is_told_and_its_text_is_empty(opened, corpus,
     assert rows["long2"]["text"]
 
 
+def test_where_vad_fails_the_others_are_decoded(opened, corpus, vad_model, tmp_path, monkeypatch):
+    from funasr.models.fsmn_vad_streaming.model import FsmnVADStreaming
+
+    inference = FsmnVADStreaming.inference
+
+    def fails_on_long(self, data_in, *words, **more):
+        if len(data_in[0]) > 10 * RATE:
+            raise ValueError("math domain error")
+        return inference(self, data_in, *words, **more)
+
+    monkeypatch.setattr(FsmnVADStreaming, "inference", fails_on_long)
+    rows, told, faults = decode(opened, corpus, tmp_path / "hyp.txt", vad_model=vad_model)
+    assert "math domain error" in rows["long1"]["error"] and rows["long2"]["text"]
+    assert told["errors"] == 1 and [fault.sample.key for fault in faults] == ["long1"]
+
+
 def test_a_piece_that_fails_fails_its_utterance(opened, corpus, tmp_path, monkeypatch):
     get = Rows.__getitem__
 
@@ -313,6 +342,7 @@ def test_a_piece_that_fails_fails_its_utterance(opened, corpus, tmp_path, monkey
     assert told["errors"] == 1 and [fault.sample.key for fault in faults] == ["long1"] and rows["long2"]["text"]
 
 
-def test_a_longest_piece_below_a_second_is_refused(opened, corpus, tmp_path):
-    with pytest.raises(UserError, match=r"max_segment is 0\.5 s"):
-        decode(opened, corpus, tmp_path / "hyp.txt", max_segment=0.5)
+@pytest.mark.parametrize("seconds", [0.5, float("inf"), float("nan")])
+def test_a_longest_piece_that_cannot_be_is_refused(opened, corpus, tmp_path, seconds):
+    with pytest.raises(UserError, match=rf"max_segment is {seconds} s; give 1 to 86400"):
+        decode(opened, corpus, tmp_path / "hyp.txt", max_segment=seconds)

@@ -21,11 +21,13 @@ class Task:
         name: its key in TASKS.
         needs: the capability of a family that it works on.
         higher_is_better: whether more of the score's ``value``, which chooses the best checkpoint, is better.
+        in_pieces: whether long audio can be predicted piece by piece; then there is ``join``.
     """
 
     name: ClassVar[str]
     needs: ClassVar[type]
     higher_is_better: ClassVar[bool]
+    in_pieces: ClassVar[bool] = False
 
     def example(self, family: Any, sample: Sample, wave: np.ndarray, augment: Augment | None) -> dict:
         """The tensors of one row to train on; ``wave`` is (N,) float32 at the family's rate."""
@@ -49,6 +51,10 @@ class Task:
 
     def predict(self, family: Any, model: nn.Module, batch: dict, options: DecodeOptions) -> list[dict]:
         """One row per utterance of the batch."""
+        raise NotImplementedError
+
+    def join(self, rows: list[dict]) -> dict:
+        """One row from those of the pieces of a long utterance, in order; there may be none."""
         raise NotImplementedError
 
     def score(self, references: dict[str, str], rows: list[dict], config: RunConfig) -> dict:

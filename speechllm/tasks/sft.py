@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from speechllm.errors import UserError
 from speechllm.models.base import Generates
+from speechllm.segments import join_texts
 from speechllm.tasks.base import Task
 
 IGNORED = -100  # a label that bears no loss
@@ -13,6 +14,7 @@ class Sft(Task):
     name = "sft"
     needs = Generates
     higher_is_better = False
+    in_pieces = True
 
     def example(self, family, sample, wave, augment):
         if sample.text is None:
@@ -39,6 +41,9 @@ class Sft(Task):
 
     def predict(self, family, model, batch, options):
         return family.generate(model, batch, options.max_new_tokens)
+
+    def join(self, rows):
+        return {"text": join_texts(row["text"] for row in rows), "truncated": any(row["truncated"] for row in rows)}
 
     def score(self, references, rows, config):
         from speechllm.metrics.error_rate import score_texts
