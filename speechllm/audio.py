@@ -232,7 +232,7 @@ def _decode(recording: Recording, first: int, last: int) -> np.ndarray:
         return (wave[first:last].reshape(last - first, -1).astype(np.float32) - zero) / scale
     with _sndfile(recording.file) as sound:
         # An mp3 frame builds on bits of those before it: after a seek, libsndfile's first frames can be noise.
-        start = 0 if sound.format == "MP3" else first
+        start = max(0, first - sound.samplerate) if sound.format == "MP3" else first
         try:
             sound.seek(start)
             wave = sound.read(last - start, dtype="float32", always_2d=True)[first - start :]

@@ -185,3 +185,8 @@ def test_a_task_and_a_family_that_do_not_fit_are_refused_in_one_line():
     with pytest.raises(UserError, match="task sft needs a family that generates; deaf does not"):
         open_task("sft", Deaf())
     assert RunConfig().task == "sft"
+
+
+def test_audio_longer_than_the_encoder_takes_is_refused_in_one_line(family):
+    with pytest.raises(UserError, match=r"150.0 s are 2500 frames of 60 ms, and the encoder takes 2048 \(123 s\); cut"):
+        family.encode(np.zeros(150 * 16000, np.float32), Prompt(), "one", None)

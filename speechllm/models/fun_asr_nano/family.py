@@ -121,6 +121,12 @@ class FunAsrNano(Family, Generates):
 
         mel = fbank(wave, self.rate)
         features = torch.from_numpy(stack_frames(augment.mel(mel) if augment else mel))  # (T, 560)
+        longest = self.config.audio_config.max_position_embeddings - 1
+        if len(features) > longest:
+            raise UserError(
+                f"{len(wave) / self.rate:.1f} s are {len(features)} frames of 60 ms, and the encoder takes {longest} "
+                f"({longest * 0.06:.0f} s); cut the audio: by Kaldi's segments to train, by ++max_segment to decode"
+            )
         frames = heard(len(features)) if self.config.use_low_frame_rate else len(features)
         system = f"<|im_start|>system\n{prompt.system}<|im_end|>\n" if self.config.sys_prompt else ""
         think = "" if self.config.do_think else "<think>\n\n</think>\n\n"
