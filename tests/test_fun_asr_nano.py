@@ -190,3 +190,19 @@ def test_a_task_and_a_family_that_do_not_fit_are_refused_in_one_line():
 def test_audio_longer_than_the_encoder_takes_is_refused_in_one_line(family):
     with pytest.raises(UserError, match=r"150.0 s are 2500 frames of 60 ms, and the encoder takes 2048 \(123 s\); cut"):
         family.encode(np.zeros(150 * 16000, np.float32), Prompt(), "one", None)
+
+
+def test_features_are_those_of_kaldi_native_fbank(samples):
+    import kaldi_native_fbank as knf
+
+    options = knf.FbankOptions()
+    options.frame_opts.samp_freq, options.frame_opts.window_type, options.frame_opts.dither = 16000, "hamming", 0.0
+    options.mel_opts.num_bins, options.energy_floor = 80, 0.0
+    for sample in samples:
+        wave, computer = audio.read(sample.clip), knf.OnlineFbank(options)
+        computer.accept_waveform(16000, (wave * 32768.0).tolist())
+        computer.input_finished()
+        theirs = np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)])
+        difference = np.abs(fbank(wave, 16000) - theirs)
+        assert difference.mean() < 1e-5 and difference.max() < 0.01  # the largest where a bin holds next to nothing
+    assert fbank(np.zeros(399, np.float32), 16000).shape == (0, 80)
