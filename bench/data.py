@@ -126,10 +126,10 @@ class Counting(http.server.SimpleHTTPRequestHandler):
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
         head = b"".join(self._headers_buffer)  # a private name of http.server, in which the head waits
+        with self.lock:  # before they go out, so that who has received them finds them counted
+            Counting.sent += len(head) + 2 + len(body)
         self.end_headers()
         self.wfile.write(body)
-        with self.lock:
-            Counting.sent += len(head) + 2 + len(body)
 
     def log_message(self, *words: object) -> None:
         pass

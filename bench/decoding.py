@@ -26,11 +26,15 @@ def first_files(scp: Path, target: Path, count: int) -> Path:
 def decode(side: str, work: Path, model: Path, scp: Path, setting: tuple) -> dict:
     """The numbers of one run; its texts land in ``<work>/<side>.txt``."""
     loaders, threads = setting
-    (work / "ours.part").unlink(missing_ok=True)  # ours would go on from what a killed run left
-    script = ROOT / "bench" / ("upstream_decode.py" if side == "upstream" else "our_decode.py")
-    last = (threads or 0) if side == "upstream" else loaders
-    words = [script, model, scp, work / f"{side}.txt", MAX_TOKENS, last]
-    return run_told(words, work / f"{side}.json", threads=threads)
+    out, numbers = work / f"{side}.txt", work / f"{side}.json"
+    if side == "upstream":
+        words = [ROOT / "bench" / "upstream_decode.py", model, scp, out, MAX_TOKENS, threads or 0]
+    else:
+        (work / "ours.part").unlink(missing_ok=True)  # ours would go on from what a killed run left
+        options = {"model_dir": model, "scp_file": scp, "output_file": out, "device": "cpu"}
+        options |= {"max_new_tokens": MAX_TOKENS, "num_workers": loaders}
+        words = [ROOT / "bench" / "our_decode.py", *(f"++{key}={value}" for key, value in options.items())]
+    return run_told(words, numbers, threads=threads)
 
 
 def check_texts(work: Path) -> str:

@@ -1,38 +1,42 @@
-"""Our decoding of a set, as tools/decode.py does it, with a clock.
+"""Our tools/decode.py with a clock: python our_decode.py [words for tools/decode.py ...] NUMBERS.json
 
-python our_decode.py MODEL_DIR wav.scp OUT.txt MAX_TOKENS NUM_WORKERS NUMBERS.json
-
-The model is loaded, and the first file decoded once, before the clock starts. OUT.txt is made anew.
+The command runs twice, the first time on its first file alone; the clock starts when the model is loaded.
 """
 
 import json
-import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # both as tools/decode.py
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from speechllm import checkpoint, cli
+from tools import decode
 
-import torch
-
-from speechllm.checkpoint import open_model
-from speechllm.config import DecodeOptions
-from speechllm.decode import decode_set
-from speechllm.formats.kaldi import samples
+open_model = checkpoint.open_model
+loaded = 0.0
 
 
-def main(model_dir: str, scp: str, out: str, max_tokens: str, num_workers: str, numbers: str) -> None:
-    options = DecodeOptions(max_new_tokens=int(max_tokens), num_workers=int(num_workers))
-    opened = open_model(model_dir)
-    first = samples(scp, prompt=opened.prompt)[:1]
-    decode_set(opened, first, [row.speech_length for row in first], options, f"{out}.first")
-    started = time.perf_counter()
-    data = samples(scp, prompt=opened.prompt)
-    decode_set(opened, data, [row.speech_length for row in data], options, out)
-    told = {"rows_per_second": len(data) / (time.perf_counter() - started), "threads": torch.get_num_threads()}
+def clocked(*words, **named):
+    global loaded
+    opened = open_model(*words, **named)
+    loaded = time.perf_counter()
+    return opened
+
+
+def main(options: decode.Options) -> None:
+    checkpoint.open_model = clocked
+    lines = Path(options.scp_file).read_text(encoding="utf-8").splitlines()
+    first = Path(f"{options.output_file}.scp")
+    first.write_text(lines[0] + "\n", encoding="utf-8")
+    decode.main(replace(options, scp_file=str(first), output_file=f"{options.output_file}.first"))
+    decode.main(options)
+    seconds = time.perf_counter() - loaded
+    import torch
+
+    told = {"rows_per_second": len(lines) / seconds, "threads": torch.get_num_threads()}
     Path(numbers).write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    numbers = sys.argv.pop()
+    cli.run(main, decode.Options, __doc__)

@@ -1,16 +1,15 @@
-"""Our trainer with a clock: python our_train.py [words for tools/train.py ...] NUMBERS.json"""
+"""Our tools/train.py with a clock: python our_train.py [words for tools/train.py ...] NUMBERS.json"""
 
 import os
 import sys
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as tools/train.py
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as tools/train.py, before torch is there
 
 from bench.clock import Clock
 from speechllm import cli, upstream
 from speechllm.config import RunConfig
-from speechllm.decode import score_dev
-from speechllm.run import train
 from speechllm.trainer import SpeechTrainer
+from tools import train
 
 clock = Clock()
 compute_loss = SpeechTrainer.compute_loss
@@ -23,8 +22,12 @@ def clocked(self, model, inputs, *rest, **named):
     return loss
 
 
+def main(config: RunConfig) -> None:
+    SpeechTrainer.compute_loss = clocked
+    train.main(config)
+    clock.write(numbers)
+
+
 if __name__ == "__main__":
     numbers = sys.argv.pop()
-    SpeechTrainer.compute_loss = clocked
-    train(cli.parse(RunConfig, upstream.translate(sys.argv[1:])), score_dev)
-    clock.write(numbers)
+    cli.run(main, RunConfig, __doc__, translate=upstream.translate)
