@@ -152,9 +152,12 @@ class Rows:
         return len(self.samples)
 
     def __getitem__(self, draw: Draw):
+        import torch
+
         sample = self.samples[draw.index]
         try:
-            return self.example(sample, draw)
+            with torch.autocast("cpu", enabled=False):  # a loader forked within a model's autocast inherits it
+                return self.example(sample, draw)
         except UserError as error:
             return Fault(sample, str(error))
 

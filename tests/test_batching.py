@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechllm.batching import Concat, Draw, Pad, Stack, StepSampler, collate, cut
+from speechllm.batching import Concat, Draw, Pad, Rows, Stack, StepSampler, collate, cut
 from speechllm.errors import UserError
 
 LENGTHS = np.random.default_rng(3).integers(20, 900, 501).tolist()
@@ -88,3 +88,9 @@ def test_collate_pads_stacks_and_joins():
     assert batch["left"].tolist() == [[1, 2], [0, 3]]
     assert batch["one"].tolist() == [5, 6]
     assert batch["all"].shape == (3, 3)
+
+
+def test_rows_are_made_in_float32_within_a_model_that_runs_in_bfloat16():
+    rows = Rows(["a"], lambda sample, draw: {"x": torch.ones(2, 2) @ torch.ones(2, 2)})
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rows[Draw(0, 0)]["x"].dtype == torch.float32
