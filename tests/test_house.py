@@ -14,7 +14,7 @@ LAYERS = [
     ["files", "errors", "provenance", "hub", "cli", "download", "processes"],
     ["sample", "config", "upstream", "freeze_policy"],
     ["sources"],
-    ["audio", "text"],
+    ["audio", "text", "phonemes"],
     ["formats"],
     ["augment"],
     ["batching", "segments"],
