@@ -1,10 +1,10 @@
 """Phonemes as tokens: each symbol is one token of the LLM, never split, never merged with its neighbour.
 
-In the tokenizer a symbol stands as ``<|ph_SYMBOL|>``, since the bare one (``a``, ``er``, ``s``) would be cut out of words of
-the prompt too. In all data it stands as it is, symbols separated by spaces: ``sil sh iy``.
+In the tokenizer a symbol stands as ``<|ph_SYMBOL|>``, since the bare one (``a``, ``er``, ``s``) would be cut out of
+words of the prompt too. In all data it stands as it is, symbols separated by spaces: ``sil sh iy``.
 
-An answer is phonemes alone, unless the tokenizer has the marks: then the stretches between ``<PH_START>`` and ``<PH_END>`` are
-phonemes, and all else is text, for data that teaches both.
+An answer is phonemes alone, unless the tokenizer has the marks: then the stretches between ``<PH_START>`` and
+``<PH_END>`` are phonemes, and all else is text, for data that teaches both.
 """
 
 from __future__ import annotations

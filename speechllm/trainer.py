@@ -18,16 +18,15 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
-from speechllm import audio, checkpoint, parallel
-from speechllm.augment import Augmenter
-from speechllm.batching import Draw, Fault, Rows, StepSampler, collate
+from speechllm import checkpoint, parallel
+from speechllm.batching import Rows, StepSampler
 from speechllm.config import RunConfig
 from speechllm.errors import UserError
+from speechllm.examples import Examples
 from speechllm.files import write_json
 from speechllm.formats.chatml import ChatmlFile
 from speechllm.guard import EarlyStop, Termination
 from speechllm.progress import Progress, Schedule
-from speechllm.sample import Sample
 
 log = logging.getLogger("speechllm")
 
@@ -65,7 +64,7 @@ class SpeechTrainer(Trainer):
 
     def __init__(self, config: RunConfig, objective: Objective, data: ChatmlFile, validate: Callable):
         self.config, self.objective, self.validate, self.score = config, objective, validate, None
-        self.augmenter = Augmenter(config.dataset_conf, config.train_conf.seed, objective.family.rate)
+        self.examples = Examples(config, objective.family, objective.task)
         args = training_arguments(config)
         parallel.prepare_layers(objective.family, objective.model, config)
         if config.train_conf.use_fsdp and args.world_size > 1:
@@ -100,32 +99,12 @@ class SpeechTrainer(Trainer):
             args.seed,
         )
 
-    def example(self, sample: Sample, draw: Draw) -> dict:
-        objective, augment = self.objective, self.augmenter.draw(draw.epoch, sample.key)
-        wave = audio.read(sample.clip, objective.family.rate, self.config.dataset_conf.allow_pipes)
-        row = objective.task.example(objective.family, sample, augment.wave(wave), augment)
-        return {"row": row, "key": sample.key, "frames": sample.speech_length, "counts": draw.counts}
-
-    def collate(self, rows: list) -> dict | UserError:
-        """A micro-batch with its denominators, or the faults of its rows."""
-        faults = [str(row) for row in rows if isinstance(row, Fault)]
-        if faults:
-            return UserError("; ".join(faults))
-        batch = collate([row["row"] for row in rows], self.objective.family.fields(generating=False))
-        frames = [row["frames"] for row in rows]
-        size = torch.tensor([len(rows), sum(frames), len(rows) * max(frames)])
-        if not rows[0]["counts"]:  # the one row of an otherwise empty share
-            self.objective.task.silence(batch)
-            size.zero_()
-        keys = [row["key"] for row in rows]
-        return {"inputs": batch, "keys": keys, "counts": self.objective.task.counts(batch), "size": size}
-
     def get_train_dataloader(self) -> DataLoader:
         workers = self.config.dataset_conf.num_workers
         loader = DataLoader(
-            Rows(self.train_dataset, self.example),
+            Rows(self.train_dataset, self.examples.example),
             batch_sampler=self.sampler(),
-            collate_fn=self.collate,
+            collate_fn=self.examples.collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=self.termination.spare,
@@ -206,8 +185,8 @@ class SpeechTrainer(Trainer):
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         draws = self.sampler().largest()
         with torch.random.fork_rng(devices):
-            rows = Rows(self.train_dataset, self.example)
-            batch = self.collate([rows[draw] for draw in draws])
+            rows = Rows(self.train_dataset, self.examples.example)
+            batch = self.examples.collate([rows[draw] for draw in draws])
             if isinstance(batch, UserError):
                 raise batch
             totals = {name: count.clamp(min=1) for name, count in batch["counts"].items()}

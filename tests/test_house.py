@@ -21,7 +21,7 @@ LAYERS = [
     ["metrics"],
     ["models"],
     ["tasks"],
-    ["checkpoint", "progress", "qlora"],
+    ["checkpoint", "progress", "qlora", "examples"],
     ["parallel", "guard"],
     ["trainer"],
     ["run"],
