@@ -17,6 +17,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from speechllm import cli, provenance
+from speechllm.config import AnswerOptions
 from speechllm.errors import UserError
 
 
@@ -148,7 +149,7 @@ def decode(family: Any, model: Any, count: int, options: Options) -> dict[str, s
 
     def step() -> None:
         with torch.inference_mode():
-            family.generate(model, batch, TOKENS)
+            family.generate(model, batch, AnswerOptions(TOKENS))
 
     seconds, memory = timed(step, 1, 3, options.device)
     name = f"decoding, {str(dtype).removeprefix('torch.')}, batch {count}"

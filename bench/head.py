@@ -49,7 +49,7 @@ class Loss:
         return self.task.loss(self.family, self.model, self.batch, self.task.counts(self.batch))
 
     def full(self) -> torch.Tensor:
-        embedded = self.family.embed(self.model, self.batch)
+        embedded = self.family.embed(self.model, self.batch)[0]
         mask, labels = self.batch["attention_mask"], self.batch["labels"]
         return self.model(inputs_embeds=embedded, attention_mask=mask, labels=labels).loss
 

@@ -322,7 +322,7 @@ def _open_checkpoint(folder: str) -> Opened:
         raise UserError(f"{folder}: the tensors of a run, and {path}, which says of which, is not there; put it back")
     config = cli.parse(RunConfig, ["--config", path])
     family = open_family(config.family, hub.resolve(config.model, config.hub))
-    task = open_task(config.task, family)
+    task = open_task(config.task, family, config)
     model = rebuild(family, config, [folder])
     merge_lora(model)
     stamp = os.stat(os.path.join(folder, TRAINED)).st_mtime_ns

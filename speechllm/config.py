@@ -162,6 +162,8 @@ class RunConfig:
     llm_conf: PartConf = field(default_factory=PartConf)
     freeze_policy: Literal["manual", "auto"] = "manual"
     """auto: the hours of data decide what is trained, as Fun-ASR's authors advise, in place of the freeze flags."""
+    ctc_weight: float = 0.3
+    """Weight of the CTC loss beside the LLM's, for a model that has a CTC head on its adaptor."""
     max_new_tokens: int = 512
     """Longest answer, in tokens, when the dev set is decoded, and later when the model is used."""
     normalizer: Literal["mixed", "kana", "basic"] = "mixed"
@@ -173,13 +175,24 @@ class RunConfig:
 
 
 @dataclass
-class DecodeOptions:
+class AnswerOptions:
+    """What decides the answers of a model."""
+
+    max_new_tokens: int = 0
+    """Longest answer, in tokens; 0: as in the model's training."""
+    vocabulary: Literal["auto", "phonemes", "all"] = "auto"
+    """What may be generated: phonemes alone, each with its confidence, or all tokens; auto: phonemes where the model
+    learnt nothing else."""
+    nbest: int = 1
+    """Answers per utterance, found by as many beams; 1: greedy."""
+
+
+@dataclass
+class DecodeOptions(AnswerOptions):
     """How a set is decoded."""
 
     batch_size: int = 12000
     """Budget of a batch in frames of 10 ms: longest times rows."""
-    max_new_tokens: int = 0
-    """Longest answer, in tokens; 0: as in the model's training."""
     num_workers: int = 2
     """Processes that read audio ahead of the model."""
     allow_pipes: bool = False

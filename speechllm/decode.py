@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from speechllm import audio, segments
 from speechllm.batching import Draw, Fault, Rows, collate, cut
-from speechllm.config import DecodeOptions, RunConfig
+from speechllm.config import AnswerOptions, DecodeOptions, RunConfig
 from speechllm.errors import UserError
 from speechllm.files import atomic_write, write_json
 from speechllm.provenance import provenance
@@ -248,7 +249,7 @@ def _fingerprint(opened: Any, samples: Sequence[Sample], options: DecodeOptions)
     return {
         "data": said.hexdigest(),
         "model": [opened.folder, opened.stamp],
-        "max_new_tokens": options.max_new_tokens,
+        "options": {field.name: getattr(options, field.name) for field in fields(AnswerOptions)},
     }
 
 

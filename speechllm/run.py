@@ -60,7 +60,7 @@ def train(config: RunConfig, score_dev: Callable, notes: Sequence[str] = ()) -> 
     data, dev = ChatmlFile(config.train_data_set_list), ChatmlFile(config.valid_data_set_list)
     set_seed(config.train_conf.seed)
     family = open_family(config.family, hub.resolve(config.model, config.hub))
-    task = open_task(config.task, family)
+    task = open_task(config.task, family, config)
     model = family.load()
     hours = [sum(rows.speech_lengths) / 360_000 for rows in (data, dev)]
     log.info("train: %d utterances, %.2f h; dev: %d utterances, %.2f h", len(data), hours[0], len(dev), hours[1])

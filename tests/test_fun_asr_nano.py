@@ -7,13 +7,15 @@ from tiny import make_corpus, make_model
 
 from speechllm import audio
 from speechllm.batching import collate
-from speechllm.config import RunConfig
+from speechllm.config import AnswerOptions, RunConfig
 from speechllm.errors import UserError
 from speechllm.formats.chatml import ChatmlFile
 from speechllm.models import open_family
 from speechllm.models.fun_asr_nano import fbank, stack_frames
 from speechllm.sample import Prompt
 from speechllm.tasks import open_task
+
+ANSWER = AnswerOptions(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +139,17 @@ def test_padding_changes_nothing(family, model, samples):
     rows = examples(family, samples)
     batch = collate(rows, family.fields(generating=False))
     with torch.no_grad():
-        together = family.hidden(model, batch)
+        together = family.hidden(model, batch).text
         for i, row in enumerate(rows):
-            alone = family.hidden(model, {name: tensor[None] for name, tensor in row.items()})[0]
+            alone = family.hidden(model, {name: tensor[None] for name, tensor in row.items()}).text[0]
             assert torch.allclose(together[i, : len(alone)], alone, atol=2e-5)
 
 
 def test_generation_is_the_same_in_batches_and_one_by_one(family, model, samples):
     rows = examples(family, samples, generating=True)
     with torch.no_grad():
-        together = family.generate(model, collate(rows, family.fields(generating=True)), 12)
-        alone = [family.generate(model, collate([row], family.fields(generating=True)), 12)[0] for row in rows]
+        together = family.generate(model, collate(rows, family.fields(generating=True)), ANSWER)
+        alone = [family.generate(model, collate([row], family.fields(generating=True)), ANSWER)[0] for row in rows]
     assert together == alone
     assert all(row["truncated"] for row in together)  # a random model does not end
 

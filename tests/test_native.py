@@ -110,7 +110,7 @@ def test_encoder_adaptor_and_logits_equal_upstreams(either, corpus):
     with torch.no_grad():
         encoded = model.model.audio_tower(batch["input_features"], batch["input_features_mask"]).last_hidden_state
         adapted = model.model.multi_modal_projector(encoded, batch["input_features_mask"])
-        logits = family.head(model)(family.hidden(model, batch))
+        logits = family.head(model)(family.hidden(model, batch).text)
         for i, sample in enumerate(samples):
             messages, given = asked(theirs, sample)
             embedded, _, _, ids, between = theirs.model.inference_prepare([messages], None, ["k"], **given)

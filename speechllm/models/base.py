@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from speechllm.augment import Augment
+    from speechllm.config import DecodeOptions
     from speechllm.sample import Prompt
 
 
@@ -67,6 +68,17 @@ class Family:
         raise NotImplementedError
 
 
+class Hidden(NamedTuple):
+    """What a pass through the model leaves: B rows, L positions, T vectors of audio, D width of the LLM."""
+
+    text: torch.Tensor
+    """(B, L, D) last hidden states of the LLM over the whole sequence."""
+    audio: torch.Tensor
+    """(B, T, D) what the adaptor gives the LLM to hear."""
+    lengths: torch.Tensor
+    """(B,) how many of the T each row has."""
+
+
 class Generates:
     """Capability: text from audio and a prompt."""
 
@@ -80,14 +92,27 @@ class Generates:
         """
         raise NotImplementedError
 
-    def hidden(self, model: nn.Module, batch: dict) -> torch.Tensor:
-        """Last hidden states (B, L, D) of the LLM over the whole sequence."""
+    def hidden(self, model: nn.Module, batch: dict) -> Hidden:
+        """One pass over whole rows."""
         raise NotImplementedError
 
     def head(self, model: nn.Module) -> nn.Module:
         """The layer that turns (..., D) into (..., vocabulary), so that it runs at label positions only."""
         raise NotImplementedError
 
-    def generate(self, model: nn.Module, batch: dict, max_new_tokens: int) -> list[dict]:
-        """One row per utterance: ``text``, and ``truncated`` where no end mark came within the limit. Greedy."""
+    def ctc_head(self, model: nn.Module) -> nn.Module:
+        """The layer that turns ``Hidden.audio`` into (B, T, classes), class 0 the blank.
+
+        A family that has one gives rows ``ctc_labels``, padded by -100.
+        """
+        raise NotImplementedError
+
+    def generate(self, model: nn.Module, batch: dict, options: DecodeOptions) -> list[dict]:
+        """One row per utterance.
+
+        Returns:
+            ``text``; ``truncated``, no end mark came within the limit; where generation is held to phonemes,
+            ``confidences``, the posterior of each; with ``options.nbest``, the answers in ``nbest``, best first, each
+            with its ``score``, the mean log posterior of its tokens.
+        """
         raise NotImplementedError

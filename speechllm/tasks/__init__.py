@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from speechllm.config import RunConfig
 from speechllm.errors import UserError
 from speechllm.models.base import Family
 from speechllm.tasks.base import Task
@@ -10,11 +11,18 @@ from speechllm.tasks.sft import Sft
 TASKS: dict[str, type[Task]] = {"sft": Sft}
 
 
-def open_task(name: str, family: Family) -> Task:
-    """The task ``name``. Raises UserError for a name not in TASKS, or when the family cannot do what it needs."""
+def open_task(name: str, family: Family, config: RunConfig | None = None) -> Task:
+    """The task ``name``.
+
+    Args:
+        config: the run; left out where nothing is trained.
+
+    Raises:
+        UserError: a name not in TASKS, or the family cannot do what the task needs.
+    """
     if name not in TASKS:
         raise UserError(f"unknown task {name}; there are: {', '.join(TASKS)}")
-    task = TASKS[name]()
+    task = TASKS[name](config or RunConfig())
     if not isinstance(family, task.needs):
         raise UserError(f"task {name} needs a family that {task.needs.__name__.lower()}; {family.name} does not")
     return task

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class Task:
     """One objective.
 
+    Args:
+        config: the run, for what weighs the terms of the loss; what only predicts needs none.
+
     Attributes:
         name: its key in TASKS.
         needs: the capability of a family that it works on.
@@ -28,6 +31,9 @@ class Task:
     needs: ClassVar[type]
     higher_is_better: ClassVar[bool]
     in_pieces: ClassVar[bool] = False
+
+    def __init__(self, config: RunConfig):
+        self.config = config
 
     def example(self, family: Any, sample: Sample, wave: np.ndarray, augment: Augment | None) -> dict:
         """The tensors of one row to train on; ``wave`` is (N,) float32 at the family's rate."""

@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: cross-entropy on the assistant's tokens and its end mark, nothing else."""
+"""Supervised fine-tuning: cross-entropy on the assistant's tokens and its end mark, nothing else.
+
+Where the model has a CTC head (Graves et al., 2006), its loss on the same phonemes stands beside it.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +29,30 @@ class Sft(Task):
 
     def silence(self, batch):
         batch["labels"].fill_(IGNORED)
+        if "ctc_labels" in batch:
+            batch["ctc_labels"].fill_(IGNORED)
 
     def counts(self, batch):
-        return {"tokens": batch["labels"][:, 1:].ne(IGNORED).sum()}
+        found = {"tokens": batch["labels"][:, 1:].ne(IGNORED).sum()}
+        if "ctc_labels" in batch:
+            found["ctc"] = batch["ctc_labels"].ne(IGNORED).sum()
+        return found
 
     def loss(self, family, model, batch, totals):
         import torch.nn.functional as F
 
         target = batch["labels"][:, 1:]
         keep = target.ne(IGNORED)
-        hidden = family.hidden(model, batch)[:, :-1][keep]  # (labels, D): the head runs at label positions only
-        logits = family.head(model)(hidden).float()
-        return F.cross_entropy(logits, target[keep], reduction="sum") / totals["tokens"]
+        found = family.hidden(model, batch)
+        logits = family.head(model)(found.text[:, :-1][keep]).float()  # at label positions only
+        loss = F.cross_entropy(logits, target[keep], reduction="sum") / totals["tokens"]
+        if "ctc_labels" in batch:
+            ctc = ctc_loss(family.ctc_head(model)(found.audio).float(), found.lengths, batch["ctc_labels"])
+            loss = loss + self.config.ctc_weight * ctc / totals["ctc"].clamp(min=1)
+        return loss
 
     def predict(self, family, model, batch, options):
-        return family.generate(model, batch, options.max_new_tokens)
+        return family.generate(model, batch, options)
 
     def join(self, rows):
         return {"text": join_texts(row["text"] for row in rows), "truncated": any(row["truncated"] for row in rows)}
@@ -49,3 +61,19 @@ class Sft(Task):
         from speechllm.metrics.error_rate import score_texts
 
         return score_texts(references, {row["key"]: row["text"] for row in rows}, config.normalizer)
+
+
+def ctc_loss(logits, lengths, labels):
+    """Sum of the negative log likelihoods of the rows that have labels.
+
+    Args:
+        logits: (B, T, K), class 0 the blank.
+        lengths: (B,) frames of each row.
+        labels: (B, N) classes, IGNORED after a row's last one.
+    """
+    import torch.nn.functional as F
+
+    counts = labels.ne(IGNORED).sum(1)
+    scores = logits.log_softmax(-1).transpose(0, 1)  # (T, B, K)
+    losses = F.ctc_loss(scores, labels.clamp(min=0), lengths, counts, reduction="none")
+    return losses.where(counts > 0, 0.0).sum()

@@ -12,14 +12,14 @@ import os
 
 from speechllm.batching import Pad
 from speechllm.errors import UserError
-from speechllm.models.base import Family, Generates
+from speechllm.models.chat import AudioChat
 from speechllm.models.fun_asr_nano import hf, native
 from speechllm.models.fun_asr_nano.config import AUDIO_TOKEN, RUN, from_transformers
 from speechllm.models.fun_asr_nano.features import fbank, heard, stack_frames
+from speechllm.models.storage import narrow
 
 log = logging.getLogger("speechllm")
 
-IGNORED = -100  # a label that bears no loss
 LAYOUTS = {"hf": hf, "funasr": native}
 UNLIKE = {
     "hf": "%s: this model hears the first T/8 of an audio's T frames. This package goes on so (use_low_frame_rate in "
@@ -29,7 +29,7 @@ UNLIKE = {
 }
 
 
-class FunAsrNano(Family, Generates):
+class FunAsrNano(AudioChat):
     """Opens FunASR's own layout (config.yaml, model.pt) and transformers' (config.json, model.safetensors).
 
     The model is transformers' class either way, and ``config`` its config with FunASR's three keys of how a checkpoint
@@ -46,9 +46,9 @@ class FunAsrNano(Family, Generates):
     def __init__(self, folder: str):
         super().__init__(folder)
         self.format = "funasr" if os.path.isfile(os.path.join(folder, native.CONFIG)) else "hf"
-        self.config, self.tokenizer, found = LAYOUTS[self.format].open_folder(folder)
+        self.config, tokenizer, found = LAYOUTS[self.format].open_folder(folder)
         self.baggage = found or from_transformers(self.config)
-        self.end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.open_chat(tokenizer, self.config.audio_token_id)
 
     @classmethod
     def create(cls, sizes, tokenizer, folder, format):
@@ -103,7 +103,7 @@ class FunAsrNano(Family, Generates):
         if format != self.format and self.config.use_low_frame_rate == (format == "hf"):
             log.warning(UNLIKE[format], self.folder)
         stored = LAYOUTS[self.format].dtypes(self.folder, self.config, self.baggage)
-        state = {name: _narrow(tensor.cpu(), stored.get(name)) for name, tensor in model.state_dict().items()}
+        state = {name: narrow(tensor.cpu(), stored.get(name)) for name, tensor in model.state_dict().items()}
         if self.config.tie_word_embeddings:
             state.pop("lm_head.weight")
         LAYOUTS[format].write(folder, model, state, self.tokenizer, self.baggage)
@@ -111,10 +111,7 @@ class FunAsrNano(Family, Generates):
             hf.copy_processor(self.folder, folder)
 
     def fields(self, generating):
-        side = "left" if generating else "right"
-        text = {"input_ids": Pad(self.tokenizer.pad_token_id, side), "attention_mask": Pad(0, side)}
-        audio = {"input_features": Pad(0.0), "input_features_mask": Pad(0)}
-        return text | audio | {"labels": Pad(IGNORED, side)}
+        return super().fields(generating) | {"input_features": Pad(0.0), "input_features_mask": Pad(0)}
 
     def encode(self, wave, prompt, answer, augment):
         import torch
@@ -128,58 +125,13 @@ class FunAsrNano(Family, Generates):
                 f"({longest * 0.06:.0f} s); cut the audio: by Kaldi's segments to train, by ++max_segment to decode"
             )
         frames = heard(len(features)) if self.config.use_low_frame_rate else len(features)
-        system = f"<|im_start|>system\n{prompt.system}<|im_end|>\n" if self.config.sys_prompt else ""
-        think = "" if self.config.do_think else "<think>\n\n</think>\n\n"
-        before = self._ids(f"{system}<|im_start|>user\n{prompt.before}")
-        after = self._ids(f"{prompt.after}<|im_end|>\n<|im_start|>assistant\n{think}")
-        ids = [*before, *[self.config.audio_token_id] * frames, *after]
         row = {"input_features": features, "input_features_mask": torch.ones(len(features), dtype=torch.long)}
-        if answer is not None:
-            target = [*self._ids(answer), self.end]
-            row["labels"] = torch.tensor([IGNORED] * len(ids) + target)
-            ids += target
-        return row | {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)}
+        return row | self.chat(prompt, frames, answer, self.config.sys_prompt, self.config.do_think)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def listen(self, model, batch):
+        mask = batch["input_features_mask"]
+        encoded = model.model.audio_tower(batch["input_features"], mask).last_hidden_state
+        return model.model.multi_modal_projector(encoded, mask), mask.sum(1)
 
-    def embed(self, model, batch):
-        """Embeddings (B, L, D) of text and audio: a row's first adaptor frames, as many as it has audio positions."""
-        import torch
-
-        core, mask = model.model, batch["input_features_mask"]
-        text = core.get_input_embeddings()(batch["input_ids"])
-        encoded = core.audio_tower(batch["input_features"], mask).last_hidden_state
-        frames = core.multi_modal_projector(encoded, mask)  # (B, T, D)
-        places = batch["input_ids"] == self.config.audio_token_id
-        first = torch.arange(frames.shape[1], device=frames.device) < places.sum(1, keepdim=True)
-        return text.masked_scatter(places[..., None], frames[first].to(text.dtype))
-
-    def hidden(self, model, batch):
-        inputs = {"inputs_embeds": self.embed(model, batch), "attention_mask": batch["attention_mask"]}
-        return model.model(**inputs, use_cache=False).last_hidden_state
-
-    def head(self, model):
-        return model.lm_head
-
-    def generate(self, model, batch, max_new_tokens):
-        made = model.generate(
-            inputs_embeds=self.embed(model, batch),
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=self.end,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        texts = self.tokenizer.batch_decode(made, skip_special_tokens=True)
-        ended = (made == self.end).any(dim=1).tolist()
-        return [{"text": text.strip(), "truncated": not end} for text, end in zip(texts, ended, strict=True)]
-
-
-def _narrow(tensor, dtype):
-    """The tensor in ``dtype`` where that loses nothing."""
-    if dtype is None or dtype == tensor.dtype:
-        return tensor
-    narrow = tensor.to(dtype)
-    return narrow if narrow.to(tensor.dtype).equal(tensor) else tensor
+    def llm(self, model):
+        return model

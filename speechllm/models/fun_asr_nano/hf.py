@@ -10,6 +10,7 @@ from typing import Any
 
 from speechllm.errors import UserError
 from speechllm.files import write_json
+from speechllm.models import storage
 from speechllm.models.fun_asr_nano.baggage import KEPT, Baggage, read, write_baggage
 from speechllm.models.fun_asr_nano.config import RUN
 
@@ -49,15 +50,7 @@ def weights(folder: str, config: Any, baggage: Baggage) -> tuple[str, None]:
 
 def dtypes(folder: str, config: Any, baggage: Baggage) -> dict:
     """The type that each tensor is stored in."""
-    import torch
-    from safetensors import safe_open
-
-    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found = {}
-    for path in glob.glob(os.path.join(glob.escape(folder), "model*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= {name: kinds[file.get_slice(name).get_dtype()] for name in file.keys()}  # noqa: SIM118
-    return found
+    return storage.dtypes(folder)
 
 
 def write(folder: str, model: Any, state: dict, tokenizer: Any, baggage: Baggage) -> None:
