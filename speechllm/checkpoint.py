@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,8 @@ def set_trainable(family: Family, model: Any, config: RunConfig) -> list:
                 _add_lora(name, module, conf)
         if not any(p.requires_grad for module in modules for p in module.parameters()):
             frozen.extend(modules)
+    if family.added_tokens and (config.llm_conf.freeze or config.llm_conf.use_lora):
+        _add_rows(family.llm(model), family.added_tokens)
     if not any(p.requires_grad for p in model.parameters()):
         keys = ", ".join(f"{name}_conf.freeze" for name in family.parts(model))
         raise UserError(f"every part is frozen, nothing is left to train; set one of {keys} to false, or use LoRA")
@@ -79,13 +81,34 @@ def _add_lora(part: str, module: Any, conf: PartConf) -> None:
         raise UserError(f"{part}_conf.lora_conf.target_modules {wanted} names no linear layer; there are {names}")
 
 
+def _add_rows(llm: Any, ids: Sequence[int]) -> None:
+    """Train some rows of the embedding and of the head, which may be one matrix; the others stay as they are."""
+    from peft import TrainableTokensConfig
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    conf = TrainableTokensConfig(token_indices=list(ids))
+    embedding, head = llm.get_input_embeddings(), llm.get_output_embeddings()
+    rows = TrainableTokensLayer(embedding, "default", conf)
+    rows.update_layer("default", conf)
+    tied = rows if head.weight is embedding.weight else None
+    head_rows = TrainableTokensLayer(head, "default", conf, tied_adapter=tied)
+    head_rows.update_layer("default", conf, tied_adapter=tied)
+    llm.set_input_embeddings(rows)
+    llm.set_output_embeddings(head_rows)
+
+
 def merge_lora(model: Any) -> None:
-    """Add every low-rank update to its layer, and put plain layers, without 4 bits, back in place."""
+    """Put every low-rank update, and every trained row, into its layer, and plain layers back in place."""
     import torch
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     quantised = any(hasattr(p, "quant_state") for p in model.parameters())
     for name, layer in [pair for pair in model.named_modules() if isinstance(pair[1], BaseTunerLayer)]:
+        if isinstance(layer, TrainableTokensLayer):
+            layer.merge()
+            model.set_submodule(name, layer.get_base_layer())
+            continue
         plain = qlora.dequantised(layer.get_base_layer())
         with torch.no_grad():
             plain.weight += sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)

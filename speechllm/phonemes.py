@@ -76,6 +76,11 @@ class Phonemes:
                 ids += self._text(part)
         return ids
 
+    def symbols(self, answer: str) -> list[str]:
+        """The phonemes of an answer."""
+        plain = self.marks and MARKS[0] not in answer
+        return [] if plain else [symbol for stretch in stretches(answer) for symbol in stretch]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The answer that :func:`encode` turns into these ids; other special tokens are left out."""
         parts = []

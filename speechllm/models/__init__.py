@@ -5,8 +5,9 @@ from __future__ import annotations
 from speechllm.errors import UserError
 from speechllm.models.base import Family
 from speechllm.models.fun_asr_nano import FunAsrNano
+from speechllm.models.whisper_qwen3 import WhisperQwen3
 
-FAMILIES: dict[str, type[Family]] = {"fun_asr_nano": FunAsrNano}
+FAMILIES: dict[str, type[Family]] = {"fun_asr_nano": FunAsrNano, "whisper_qwen3": WhisperQwen3}
 
 
 def open_family(name: str, folder: str) -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ class Family:
         name: its key in FAMILIES.
         formats: names of the layouts that it writes, the usual one first.
         rate: samples per second that it hears.
+        added_tokens: ids of the tokens that the LLM was given for its data, such as phonemes: their rows are trained
+            even where the LLM is not. There is then :func:`llm`.
     """
 
     name: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     rate: ClassVar[int] = 16000
+    added_tokens: Sequence[int] = ()
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -53,6 +57,10 @@ class Family:
 
     def parts(self, model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
         """The modules that freezing, LoRA and the table at start-up speak of, by name; together the whole model."""
+        raise NotImplementedError
+
+    def llm(self, model: nn.Module) -> nn.Module:
+        """The causal LLM, with ``model``, ``lm_head`` and ``generate`` as transformers has them."""
         raise NotImplementedError
 
     def save(self, model: nn.Module, folder: str, format: str = "") -> None:
@@ -113,6 +121,6 @@ class Generates:
         Returns:
             ``text``; ``truncated``, no end mark came within the limit; where generation is held to phonemes,
             ``confidences``, the posterior of each; with ``options.nbest``, the answers in ``nbest``, best first, each
-            with its ``score``, the mean log posterior of its tokens.
+            with its ``score``, the mean log posterior of its tokens; with a CTC head, what that reads in ``ctc_text``.
         """
         raise NotImplementedError

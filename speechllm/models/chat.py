@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechllm.batching import Pad
 from speechllm.errors import UserError
+from speechllm.models import ctc
 from speechllm.models.base import Family, Generates, Hidden
 from speechllm.phonemes import Phonemes
 
@@ -29,11 +30,15 @@ class AudioChat(Family, Generates):
     Attributes:
         phonemes: those that the tokenizer was extended with.
         end: id of the mark that ends every turn.
+        has_ctc: whether the model has a CTC head on its adaptor.
     """
+
+    has_ctc = False
 
     def open_chat(self, tokenizer: Any, audio_token_id: int) -> None:
         self.tokenizer, self.audio_token_id = tokenizer, audio_token_id
         self.phonemes = Phonemes(tokenizer)
+        self.added_tokens = [*self.phonemes.ids.values(), *self.phonemes.marks]
         self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
 
     # ---- what differs
@@ -42,16 +47,12 @@ class AudioChat(Family, Generates):
     def listen(self, model: nn.Module, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """The audio as the LLM takes it: (B, T, D), and how many of the T each row has, (B,)."""
 
-    @abstractmethod
-    def llm(self, model: nn.Module) -> nn.Module:
-        """The causal LLM, with ``model``, ``lm_head`` and ``generate`` as transformers has them."""
-
     # ---- what does not
 
     def fields(self, generating):
         side = "left" if generating else "right"
         text = {"input_ids": Pad(self.tokenizer.pad_token_id, side), "attention_mask": Pad(0, side)}
-        return text | {"labels": Pad(IGNORED, side)}
+        return text | {"labels": Pad(IGNORED, side)} | ({"ctc_labels": Pad(IGNORED)} if self.has_ctc else {})
 
     def chat(self, prompt: Prompt, frames: int, answer: str | None, system: bool = True, think: bool = False) -> dict:
         """The tensors of one row's text; ``frames`` positions of it are the audio's.
@@ -71,6 +72,9 @@ class AudioChat(Family, Generates):
             target = [*self.phonemes.encode(answer), self.end]
             row["labels"] = torch.tensor([IGNORED] * len(ids) + target)
             ids += target
+            if self.has_ctc:
+                symbols = ctc.labels(self.phonemes.symbols(answer), list(self.phonemes.ids), frames)
+                row["ctc_labels"] = torch.tensor(symbols, dtype=torch.long)
         return row | {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)}
 
     def _ids(self, text: str) -> list[int]:
@@ -98,7 +102,8 @@ class AudioChat(Family, Generates):
         return self.llm(model).lm_head
 
     def generate(self, model, batch, options):
-        made, held = self._generate(model, self.embed(model, batch)[0], batch["attention_mask"], options)
+        embedded, vectors, lengths = self.embed(model, batch)
+        made, held = self._generate(model, embedded, batch["attention_mask"], options)
         ended = (made.sequences == self.end).any(dim=1).tolist()
         rows = [
             {"text": self.phonemes.decode(ids), "truncated": not end}
@@ -112,11 +117,14 @@ class AudioChat(Family, Generates):
                 row["score"] = round(score, 4)
             groups = [rows[start : start + options.nbest] for start in range(0, len(rows), options.nbest)]
             rows = [group[0] | {"nbest": group} for group in groups]
+        if self.has_ctc:
+            found = ctc.texts(self.ctc_head(model)(vectors), lengths, list(self.phonemes.ids))
+            rows = [row | {"ctc_text": text} for row, text in zip(rows, found, strict=True)]
         return rows
 
     def _generate(self, model: nn.Module, embedded: Any, mask: Any, options: DecodeOptions) -> tuple[Any, Held | None]:
         """Generation from embeddings (B, L, D), greedy or by as many beams as answers are wanted."""
-        held = Held([*self.phonemes.ids.values(), *self.phonemes.marks], self.end) if self._held(options) else None
+        held = Held(self.added_tokens, self.end) if self._held(options) else None
         made = self.llm(model).generate(
             inputs_embeds=embedded,
             attention_mask=mask,
