@@ -166,8 +166,8 @@ class RunConfig:
     """Weight of the CTC loss beside the LLM's, for a model that has a CTC head on its adaptor."""
     max_new_tokens: int = 512
     """Longest answer, in tokens, when the dev set is decoded, and later when the model is used."""
-    normalizer: Literal["mixed", "kana", "basic"] = "mixed"
-    """What brings the texts of the dev set to one form before they are compared."""
+    normalizer: Literal["mixed", "kana", "basic", "phonemes", "timit39"] = "mixed"
+    """What brings the texts of the dev set to one form before they are compared; phonemes, timit39: PER."""
 
     def part(self, name: str) -> PartConf:
         """The settings of one of the family's parts, such as ``audio_encoder``."""

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from html import escape
 
-from speechllm.metrics.error_rate import ErrorRate, Utterance
+from speechllm.metrics.alignment import ErrorRate, Utterance
 
 COLUMNS = 110  # of the terminal, at most, after the label
 LABELS = ("  ref:", "  hyp:", "      ")
