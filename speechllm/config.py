@@ -162,7 +162,7 @@ class RunConfig:
     llm_conf: PartConf = field(default_factory=PartConf)
     freeze_policy: Literal["manual", "auto"] = "manual"
     """auto: the hours of data decide what is trained, as Fun-ASR's authors advise, in place of the freeze flags."""
-    ctc_weight: float = 0.3
+    ctc_head_weight: float = 0.3
     """Weight of the CTC loss beside the LLM's, for a model that has a CTC head on its adaptor."""
     max_new_tokens: int = 512
     """Longest answer, in tokens, when the dev set is decoded, and later when the model is used."""

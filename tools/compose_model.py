@@ -35,7 +35,7 @@ class Options:
     pad_audio: bool = False
     """Run the encoder on 30 s, as Whisper was trained, whatever the audio's length: slower."""
     ctc: bool = False
-    """Add a CTC head for the phonemes on the projector; RunConfig's ctc_weight weighs its loss."""
+    """Add a CTC head for the phonemes on the projector; ++ctc_head_weight weighs its loss."""
     seed: int = 0
     """Of the random projector."""
 

@@ -18,6 +18,8 @@ class Options:
     """Kaldi text files to train the tokenizer on."""
     sizes: dict = field(default_factory=dict)
     """What differs from the architecture's default config; usually from --config conf/tiny_model.yaml."""
+    prompts: list[str] = field(default_factory=list)
+    """Further texts of the chat that are to be short in tokens."""
     family: str = "fun_asr_nano"
     vocab_size: int = 600
     """Tokens, 256 bytes and the special ones among them."""
@@ -42,7 +44,7 @@ def main(options: Options) -> None:
     texts = [text for path in options.text_files for text in read_text(path).values()]
     prompt = Prompt()
     tokenizer = train_tokenizer(
-        [*texts, *["system user assistant", prompt.system, prompt.before] * 100], options.vocab_size
+        [*texts, *["system user assistant", prompt.system, prompt.before, *options.prompts] * 100], options.vocab_size
     )
     set_seed(options.seed)
     family.create(options.sizes, tokenizer, options.output_dir, options.format or family.formats[0])

@@ -48,7 +48,7 @@ class Sft(Task):
         loss = F.cross_entropy(logits, target[keep], reduction="sum") / totals["tokens"]
         if "ctc_labels" in batch:
             ctc = ctc_loss(family.ctc_head(model)(found.audio).float(), found.lengths, batch["ctc_labels"])
-            loss = loss + self.config.ctc_weight * ctc / totals["ctc"].clamp(min=1)
+            loss = loss + self.config.ctc_head_weight * ctc / totals["ctc"].clamp(min=1)
         return loss
 
     def predict(self, family, model, batch, options):

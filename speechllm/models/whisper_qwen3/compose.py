@@ -44,9 +44,9 @@ def compose(encoder: str, llm: str, **options: Any) -> tuple[WhisperQwen3Model, 
     token = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
     if token in (None, tokenizer.unk_token_id):
         raise UserError(f"{llm}: its tokenizer has no {AUDIO_TOKEN}, as every Qwen3 has; take a Qwen3 checkpoint")
-    config = WhisperQwen3Config(
-        audio_config=whisper.config.to_dict(), text_config=language.config.to_dict(), audio_token_id=token, **options
-    )
+    parts = {"audio_config": whisper.config, "text_config": language.config}
+    parts = {name: _without_path(config.to_dict()) for name, config in parts.items()}
+    config = WhisperQwen3Config(**parts, audio_token_id=token, **options)
     longest = config.audio_config.max_source_positions / 50
     if not 0 < config.max_audio_seconds <= longest:
         raise UserError(f"max_audio_seconds is {config.max_audio_seconds:g}; the encoder takes 0 to {longest:g} s")
@@ -58,6 +58,11 @@ def compose(encoder: str, llm: str, **options: Any) -> tuple[WhisperQwen3Model, 
         config.audio_config.d_model, config.encoder_projector_ds_rate, language.config.hidden_size
     )
     return model, tokenizer, WhisperFeatureExtractor.from_pretrained(encoder)
+
+
+def _without_path(config: dict) -> dict:
+    """A model's folder can be moved: it must not say where it came from."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
 def extend(model: WhisperQwen3Model, before: Any, after: Any, with_ctc: bool) -> list[str]:
