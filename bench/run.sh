@@ -5,7 +5,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=local/parse_options.sh
 . "$here/../local/parse_options.sh"
 
-upstream="" part=scp2jsonl,http,train,decode,head runs=5
+upstream="" part=scp2jsonl,http,train,decode,head,encoder runs=5
 options=(upstream part runs)
 usage="usage: bash bench/run.sh --upstream DIR [options]
 
@@ -13,13 +13,13 @@ Compares with Fun-ASR's own tools, on one machine in one run; about 25 minutes o
 
 Options:
   --upstream DIR    a clone of FunAudioLLM/Fun-ASR
-  --part LIST       scp2jsonl,http,train,decode,head or some of these; only a run of all five writes bench/RESULTS.md,
-                    others write bench/work/RESULTS.md
+  --part LIST       scp2jsonl,http,train,decode,head,encoder or some of these; only a run of all six writes
+                    bench/RESULTS.md, others write bench/work/RESULTS.md
   --runs N          runs of each side, in turn (default 5)"
 parse_options "$@"
 ((${#overrides[@]} == 0)) || refuse "there are no ++keys here"
 for name in ${part//,/ }; do
-  [[ ,scp2jsonl,http,train,decode,head, == *,$name,* ]] || refuse "there is no part '$name'"
+  [[ ,scp2jsonl,http,train,decode,head,encoder, == *,$name,* ]] || refuse "there is no part '$name'"
 done
 [[ ,$part, != *,scp2jsonl,* && ,$part, != *,http,* ]] || [[ -d $upstream ]] ||
   refuse "scp2jsonl and http want --upstream DIR, a clone of FunAudioLLM/Fun-ASR"

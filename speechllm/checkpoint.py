@@ -23,7 +23,7 @@ from speechllm.config import PartConf, RunConfig
 from speechllm.errors import UserError
 from speechllm.files import write_json
 from speechllm.formats.chatml import ChatmlFile
-from speechllm.models import Family, open_family
+from speechllm.models import Family, family_of, open_family
 from speechllm.sample import Prompt
 from speechllm.tasks import Task, open_task
 
@@ -305,7 +305,9 @@ def export(model_dir: str, hub_name: str, format: str, output_dir: str) -> None:
 
 
 def open_model(model_dir: str, hub_name: str = "ms") -> Opened:
-    """A finished run, a run's ``checkpoint-N``, or a checkpoint from elsewhere, which is what RunConfig's defaults say.
+    """A finished run, a run's ``checkpoint-N``, or a checkpoint from elsewhere.
+
+    Of the last, config.json names the family, or else it is what RunConfig's defaults say.
 
     Args:
         model_dir: a folder, or a name on the hub ``hub_name``.
@@ -318,7 +320,7 @@ def open_model(model_dir: str, hub_name: str = "ms") -> Opened:
         return _open_checkpoint(folder)
     path = os.path.join(folder, DESCRIPTION)
     said = {
-        "family": RunConfig.family,
+        "family": family_of(folder) or RunConfig.family,
         "task": RunConfig.task,
         "prompt": {},
         "max_new_tokens": RunConfig.max_new_tokens,

@@ -168,6 +168,22 @@ def test_logits_at_labels_alone_are_the_same_loss_for_less_memory():
 # ---- the scripts
 
 
+def test_the_encoder_on_the_real_length_passes_its_gate_and_is_cheaper():
+    from bench.encoder import Encoders, seconds
+
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "num_mel_bins": 80,
+    }
+    both = Encoders(sizes)
+    assert both.check() < 1e-5 and both.ours().shape == both.padded().shape
+    seconds(both.padded), seconds(both.ours)
+    assert seconds(both.padded) > seconds(both.ours)
+
+
 def test_the_gpu_script_runs_small_on_a_cpu():
     words = ["++device=cpu", "++tiny=true", "++peak_tflops=1", "++batches=[1]"]
     done = subprocess.run([sys.executable, ROOT / "bench" / "gpu.py", *words], capture_output=True, text=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 from speechllm.errors import UserError
 from speechllm.models.base import Family
 from speechllm.models.fun_asr_nano import FunAsrNano
@@ -15,3 +18,13 @@ def open_family(name: str, folder: str) -> Family:
     if name not in FAMILIES:
         raise UserError(f"unknown family {name}; there are: {', '.join(FAMILIES)}")
     return FAMILIES[name](folder)
+
+
+def family_of(folder: str) -> str | None:
+    """The family that a checkpoint's config.json names, if it is one of ours."""
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        kind = json.load(file).get("model_type")
+    return kind if kind in FAMILIES else None
