@@ -35,16 +35,17 @@ def stretches(answer: str) -> list[list[str]]:
     if not any(mark in answer for mark in MARKS):
         return [answer.split()]
     parts = MARKED.split(answer)
-    if any(mark in text for text in parts[::2] for mark in MARKS):
+    parts[1::2] = [part.removeprefix(MARKS[0]).removesuffix(MARKS[1]) for part in parts[1::2]]
+    if any(mark in part for part in parts for mark in MARKS):
         raise UserError(f"{MARKS[0]} and {MARKS[1]} do not come in pairs; correct the text")
-    return [part.removeprefix(MARKS[0]).removesuffix(MARKS[1]).split() for part in parts[1::2]]
+    return [part.split() for part in parts[1::2]]
 
 
 class Phonemes:
     """The phonemes that a tokenizer was extended with; none, and every answer is plain text.
 
     Args:
-        tokenizer: transformers' tokenizer.
+        tokenizer: transformers' tokenizer, or tokenizers' own.
 
     Attributes:
         ids: token id by symbol, in the order of the ids.
@@ -52,27 +53,27 @@ class Phonemes:
     """
 
     def __init__(self, tokenizer: Any):
-        added = sorted(tokenizer.get_added_vocab().items(), key=lambda pair: pair[1])
+        added = _added(tokenizer)
         self.tokenizer = tokenizer
-        self.ids = {found[1]: i for name, i in added if (found := TOKEN.fullmatch(name))}
-        self.marks = [i for name, i in added if name in MARKS]
+        self.ids = {found[1]: added[name] for name in sorted(added, key=added.get) if (found := TOKEN.fullmatch(name))}
+        self.marks = [added[mark] for mark in MARKS if mark in added]
         self._symbols = {i: symbol for symbol, i in self.ids.items()} | dict(zip(self.marks, MARKS, strict=False))
 
     def encode(self, answer: str) -> list[int]:
         """Token ids of an answer.
 
         Raises:
-            UserError: a symbol that is not among the tokenizer's.
+            UserError: a symbol that is not among the tokenizer's, or a mark without its other one.
         """
         if not self.ids:
             return self._text(answer)
         if not self.marks:
             return self._phonemes(answer.split())
-        ids = []
-        for part in MARKED.split(answer):
-            for inside in stretches(part) if part.startswith(MARKS[0]) else ():
-                ids += [self.marks[0], *self._phonemes(inside), self.marks[1]]
-            if not part.startswith(MARKS[0]):
+        ids, inside = [], stretches(answer)
+        for number, part in enumerate(MARKED.split(answer)):
+            if number % 2:
+                ids += [self.marks[0], *self._phonemes(inside[number // 2]), self.marks[1]]
+            else:
                 ids += self._text(part)
         return ids
 
@@ -82,7 +83,10 @@ class Phonemes:
         return [] if plain else [symbol for stretch in stretches(answer) for symbol in stretch]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The answer that :func:`encode` turns into these ids; other special tokens are left out."""
+        """The answer that :func:`encode` turns into these ids; other special tokens are left out.
+
+        Symbols go by their ids: a byte-level tokenizer's own ``decode`` writes ``<|ph_æ|>`` as a broken character.
+        """
         parts = []
         for special, run in groupby(ids, key=self._symbols.__contains__):
             run = list(run)
@@ -93,7 +97,8 @@ class Phonemes:
         return " ".join(part.strip() for part in parts if part.strip())
 
     def _text(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        return getattr(found, "ids", found)  # tokenizers gives more than the ids
 
     def _phonemes(self, symbols: Iterable[str]) -> list[int]:
         symbols = list(symbols)
@@ -103,3 +108,9 @@ class Phonemes:
                 "tools/build_phoneme_vocab.py from all data, or correct the text"
             )
         return [self.ids[symbol] for symbol in symbols]
+
+
+def _added(tokenizer: Any) -> dict[str, int]:
+    if hasattr(tokenizer, "get_added_vocab"):
+        return tokenizer.get_added_vocab()
+    return {added.content: i for i, added in tokenizer.get_added_tokens_decoder().items()}

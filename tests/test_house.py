@@ -16,7 +16,7 @@ LAYERS = [
     ["sources"],
     ["audio", "text", "phonemes"],
     ["formats"],
-    ["augment"],
+    ["augment", "vocabulary"],
     ["batching", "segments"],
     ["metrics"],
     ["models"],

@@ -1,7 +1,6 @@
-"""Kaldi's wav.scp and text to a ChatML JSONL: ++scp_file, ++transcript_file, ++jsonl_file. Or tar shards: ++shards.
+"""A ChatML JSONL, ++jsonl_file, from Kaldi's ++scp_file and ++transcript_file, from ++shards or from ++conversations.
 
-Joins by id, in the order of the scp (or segments). Bad utterances go to <jsonl_file>.bad; over ++max_bad, no JSONL.
-Killed, the same command goes on where it stopped.
+In the order of the scp, or segments. Bad utterances go to <jsonl_file>.bad. After a kill, the same command goes on.
 """
 
 import sys
@@ -27,12 +26,14 @@ class Options:
     """Kaldi segments: `utterance recording start end`; scp_file then lists recordings."""
     shards: str = ""
     """Tars of key.wav (flac, mp3, ogg) and key.txt (json), in place of the tables: data/x-{000..009}.tar, x-*.tar."""
+    conversations: str = ""
+    """JSON list or JSONL of conversations, in place of the tables; each row brings its prompt."""
     hotwords_file: str = ""
     """Words that the model is told to expect: `utterance word,word ...`."""
     tokenizer: str = "Qwen/Qwen3-0.6B"
     """Counts text_length: a hub name (ModelScope, then Hugging Face) or a folder."""
     prompt: str = ""
-    """Text before the audio; empty: 语音转写： and what language and itn make of it."""
+    """Text before the audio, or around it: `<audio>What is said?`; empty: 语音转写： with what language and itn add."""
     language: str = ""
     """Language of the text: zh, en, ja, or a Chinese name such as 韩文; empty: the language spoken."""
     itn: bool = True
@@ -46,21 +47,26 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from speechllm.formats import build, contract, shards
-    from speechllm.formats.prompts import asr_prompt
+    from speechllm.formats import build, contract, conversations, shards
+    from speechllm.formats.prompts import asked
     from speechllm.formats.tokens import counter
-    from speechllm.sample import Prompt
 
-    if options.prompt and (options.language or not options.itn):
-        raise UserError("++prompt says all that is asked; leave out ++language and ++itn, or ++prompt")
-    prompt = Prompt(before=options.prompt) if options.prompt else asr_prompt(options.language, options.itn)
+    if options.conversations and (options.prompt or options.language or not options.itn or options.hotwords_file):
+        raise UserError("++conversations bring their prompts: leave out ++prompt, ++language, ++itn, ++hotwords_file")
+    prompt = asked(options.prompt, options.language, options.itn)
     tables = [options.scp_file, options.transcript_file, options.segments_file]
-    if bool(options.shards) == any(tables) or bool(options.scp_file) != bool(options.transcript_file):
-        raise UserError("++scp_file and ++transcript_file are needed, or ++shards in place of tables")
+    kinds = [any(tables), bool(options.shards), bool(options.conversations)]
+    if sum(kinds) != 1 or bool(options.scp_file) != bool(options.transcript_file):
+        raise UserError(
+            "++scp_file and ++transcript_file are needed, or ++shards in place of tables, or ++conversations"
+        )
     rejects = Rejects(f"{options.jsonl_file}.bad", options.max_bad)
     if options.shards:
         files = shards.expand(options.shards)
         utterances = shards.join(files, options.hotwords_file, options.max_workers, rejects.add)
+    elif options.conversations:
+        files = [options.conversations]
+        utterances = conversations.join(options.conversations, rejects.add)
     else:
         files = tables
         utterances = contract.join(*tables, hotwords=options.hotwords_file, on_fault=rejects.add)

@@ -108,11 +108,12 @@ def made_of(files: Sequence[str], *options: Any) -> list:
 
 
 def row_maker(
-    prompt: Prompt, count: Callable[[list[str]], list[int]], allow_pipes: bool
+    prompt: Prompt, count: Callable[[list[str]], list[int | UserError]], allow_pipes: bool
 ) -> Callable[[list[Utterance]], list[bytes]]:
     """A function that gives the part-file's lines of a few utterances.
 
     Args:
+        prompt: of the utterances that bring none.
         count: tokens of each of many texts, see :func:`speechllm.formats.tokens.counter`.
         allow_pipes: run the commands of Kaldi pipes.
     """
@@ -124,10 +125,12 @@ def row_maker(
         seconds = audio.measure([one.clip for one in utterances], allow_pipes)
         tokens = count([one.text for one in utterances])
         for one, length, number in zip(utterances, seconds, tokens, strict=True):
-            if isinstance(length, audio.AudioError):
-                lines.append(f"! {json.dumps([one.key, one.where, str(length)])}\n".encode())
+            if fault := next((found for found in (length, number) if isinstance(found, UserError)), None):
+                lines.append(f"! {json.dumps([one.key, one.where, str(fault)])}\n".encode())
                 continue
-            asked = with_hotwords(prompt, kaldi.hotwords(one.hotwords)) if one.hotwords else prompt
+            asked = Prompt(*json.loads(one.prompt)) if one.prompt else prompt
+            if one.hotwords:
+                asked = with_hotwords(asked, kaldi.hotwords(one.hotwords))
             sample = Sample(one.key, one.clip, asked, one.text, speech_length(length), number, one.where)
             lines.append(f"{length:.6f} {encode(to_row(sample))}\n".encode())
         return lines

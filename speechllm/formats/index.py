@@ -11,7 +11,7 @@ from speechllm.errors import UserError
 from speechllm.sample import Clip
 
 CACHE = 4096  # KiB of the database that stay in memory
-TABLES = ("scp", "segments", "text", "utt2spk", "hotwords")
+TABLES = ("scp", "segments", "text", "utt2spk", "hotwords", "prompt")
 COLUMNS = "key TEXT, value TEXT, place TEXT, fault TEXT, start REAL, stop REAL"
 # Where SQLite could choose which table to walk, CROSS JOIN makes it the left one: rows come in its order, unsorted.
 CLIPS = {
@@ -21,8 +21,9 @@ CLIPS = {
 }
 UTTERANCES = (
     "SELECT clips.number, clips.key, source, clips.start, clips.stop, text.value, clips.place, "
-    "ifnull(speaker.value, ''), ifnull(said.value, '') FROM clips CROSS JOIN text ON text.key = clips.key "
-    "LEFT JOIN utt2spk AS speaker ON speaker.key = clips.key LEFT JOIN hotwords AS said ON said.key = clips.key"
+    "ifnull(speaker.value, ''), ifnull(said.value, ''), ifnull(asked.value, '') "
+    "FROM clips CROSS JOIN text ON text.key = clips.key LEFT JOIN utt2spk AS speaker ON speaker.key = clips.key "
+    "LEFT JOIN hotwords AS said ON said.key = clips.key LEFT JOIN prompt AS asked ON asked.key = clips.key"
 )
 
 
@@ -45,7 +46,10 @@ class Line(NamedTuple):
 
 
 class Utterance(NamedTuple):
-    """One utterance that has both audio and words; ``speaker`` and ``hotwords`` are empty where no table gives them."""
+    """One utterance that has both audio and words.
+
+    ``speaker``, ``hotwords`` and ``prompt`` (a Prompt, as a JSON list) are empty where no table gives them.
+    """
 
     key: str
     source: str
@@ -55,6 +59,7 @@ class Utterance(NamedTuple):
     where: str
     speaker: str = ""
     hotwords: str = ""
+    prompt: str = ""
 
     @property
     def clip(self) -> Clip:

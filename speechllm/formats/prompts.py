@@ -9,6 +9,7 @@ from speechllm.sample import Prompt
 
 LANGUAGES = {"zh": "中文", "en": "英文", "ja": "日文"}
 CONTEXT = "请结合上下文信息，更加准确地完成语音转写任务。如果没有相关信息，我们会留空。\n\n\n**上下文信息：**\n\n\n"
+AUDIO = "<audio>"
 HOTWORDS = re.compile(rf"\A{re.escape(CONTEXT)}热词列表：\[.*\]\n")
 
 
@@ -27,6 +28,25 @@ def asr_prompt(language: str | None = None, itn: bool = True) -> Prompt:
         raise UserError(f"unknown language {name}; give {', '.join(LANGUAGES)} or its Chinese name, such as 韩文")
     target = f"成{name}" if name else ""
     return Prompt(before=f"语音转写{target}{'' if itn else '，不进行文本规整'}：")
+
+
+def asked(text: str, language: str, itn: bool) -> Prompt:
+    """What the options of a tool ask: own words, or a transcript. Raises UserError: both."""
+    if text and (language or not itn):
+        raise UserError("++prompt says all that is asked; leave out ++language and ++itn, or ++prompt")
+    return own_prompt(text) if text else asr_prompt(language, itn)
+
+
+def own_prompt(text: str) -> Prompt:
+    """Ask in any words: ``<audio>`` in the text says where the audio stands; without it, at the end.
+
+    Raises:
+        UserError: two audios, or nothing else.
+    """
+    before, *after = text.split(AUDIO)
+    if len(after) > 1 or not "".join([before, *after]).strip():
+        raise UserError(f"the prompt {text!r} does not ask about one audio; write words, and at most one {AUDIO}")
+    return Prompt(before=before, after="".join(after))
 
 
 def with_hotwords(prompt: Prompt, words: list[str]) -> Prompt:
