@@ -7,7 +7,7 @@ text=$1 dir=$2 results=$3
 options=("${@:4}")
 
 "$PYTHON" "$root/tools/accuracy_eval.py" ++decode_dir="$dir" ++ref_file="$text" ++results="$results" "${options[@]}"
-if grep -q '"ctc_text"' "$dir/hyp.jsonl"; then
+if grep -qs '"ctc_text"' "$dir/hyp.jsonl"; then
   echo "CTC head of the same model:"
   "$PYTHON" "$root/tools/accuracy_eval.py" ++pred_file="$dir/hyp.jsonl" ++field=ctc_text ++ids=true ++ref_file="$text" \
     ++output_json="$dir/ctc.json" "${options[@]}" | grep '^PER'

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -20,8 +21,9 @@ from speechllm.batching import Draw, Fault, Rows, collate, cut
 from speechllm.config import AnswerOptions, DecodeOptions, RunConfig
 from speechllm.errors import UserError
 from speechllm.files import atomic_write, write_json
+from speechllm.formats.prompts import asked_like
 from speechllm.provenance import provenance
-from speechllm.sample import Sample, speech_length
+from speechllm.sample import Clip, Sample, speech_length
 from speechllm.segments import Pieced
 
 log = logging.getLogger("speechllm")
@@ -161,6 +163,29 @@ def decode_set(
             "%d recording(s) without speech, as %s hears it; their text is empty", told["no_speech"], options.vad_model
         )
     return faults
+
+
+def decode_file(opened: Any, path: str, prompt: str, options: DecodeOptions) -> dict:
+    """One recording; its row, as in the JSONL of :func:`decode_set`.
+
+    Args:
+        prompt: what is asked, as :func:`speechllm.formats.prompts.asked_like` takes it.
+
+    Raises:
+        UserError: the audio cannot be used.
+    """
+    (seconds,) = audio.measure([Clip(path)], options.allow_pipes)
+    if isinstance(seconds, audio.AudioError):
+        raise UserError(f"{path}: {seconds}")
+    key, asked, frames = os.path.basename(path), asked_like(prompt, opened.prompt), speech_length(seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        faults = decode_set(
+            opened, [Sample(key, Clip(path), asked, None, frames, 0, path)], [frames], options, f"{folder}/hyp.txt"
+        )
+        if faults:
+            raise UserError(str(faults[0]))
+        with open(f"{folder}/hyp.jsonl", encoding="utf-8") as file:
+            return json.loads(file.read())
 
 
 def _in_pieces(

@@ -13,7 +13,7 @@ cd "$root"
 
 SHARED_DATA=$(realpath -m "${SHARED_DATA:-../shared/data}")
 export SHARED_DATA
-corpora=(fsdd aishell_sample fixtures)
+corpora=(fsdd aishell_sample fixtures timit_sample speechocean762_part)
 for corpus in "${corpora[@]}"; do
   if [[ -d $SHARED_DATA/$corpus ]]; then
     echo "corpus $corpus: $SHARED_DATA/$corpus"

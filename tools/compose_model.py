@@ -56,7 +56,7 @@ def main(options: Options) -> None:
     names = [options.model] if options.model else [options.encoder, options.llm]
     folders = [hub.resolve(name, options.hub) for name in names]
     new = make(options.output_dir, folders, options.tokenizer, options.ctc, **settings)
-    print(f"{options.output_dir}: {len(new)} new token(s){': ' if new else ''}{' '.join(new)}")
+    print(f"{options.output_dir}: {len(new)} new token(s)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Decode a set with a trained model: ++model_dir, ++scp_file or ++jsonl_file, ++output_file."""
+"""Decode a set with a trained model: ++model_dir, ++scp_file or ++jsonl_file, ++output_file. Or one ++audio_file."""
 
 import os
 import sys
@@ -20,6 +20,10 @@ class Options(DecodeOptions):
     """Kaldi wav.scp; asked with the prompt that the model was trained with."""
     jsonl_file: str = ""
     """JSONL in place of scp_file; each row brings its prompt."""
+    audio_file: str = ""
+    """One recording, in place of a set: what is heard is printed, with ++nbest best first."""
+    prompt: str = ""
+    """What it is asked, `<audio>` where the audio stands; empty, or without <audio>: as in the model's training."""
     segments_file: str = ""
     """Kaldi segments of the recordings in scp_file."""
     hotwords_file: str = ""
@@ -33,16 +37,19 @@ class Options(DecodeOptions):
 
 
 def main(options: Options) -> None:
-    if not options.output_file or bool(options.scp_file) == bool(options.jsonl_file):
-        raise UserError("++output_file and one of ++scp_file and ++jsonl_file are needed")
-    if options.jsonl_file and (options.segments_file or options.hotwords_file):
+    given = [options.scp_file, options.jsonl_file, options.audio_file]
+    if sum(map(bool, given)) != 1 or bool(options.output_file) == bool(options.audio_file):
+        raise UserError("++output_file and one of ++scp_file and ++jsonl_file are needed, or ++audio_file alone")
+    if not options.scp_file and (options.segments_file or options.hotwords_file):
         raise UserError("++segments_file and ++hotwords_file go with ++scp_file; a JSONL's rows have their own")
+    if options.prompt and not options.audio_file:
+        raise UserError("++prompt goes with ++audio_file; a set is asked as in training, a JSONL's rows as they say")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's workers are forked
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait take no core from the loader's workers
     import torch
 
     from speechllm.checkpoint import open_model
-    from speechllm.decode import decode_set
+    from speechllm.decode import decode_file, decode_set
     from speechllm.formats import kaldi
     from speechllm.formats.chatml import ChatmlFile
 
@@ -50,6 +57,10 @@ def main(options: Options) -> None:
     opened = open_model(options.model_dir, options.hub)
     options.max_new_tokens = options.max_new_tokens or opened.max_new_tokens
     opened.model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.audio_file:
+        row = decode_file(opened, options.audio_file, options.prompt, options)
+        print("\n".join(answer["text"] for answer in row.get("nbest", [row])))
+        return
     if options.jsonl_file:
         data = ChatmlFile(options.jsonl_file)
         lengths = data.speech_lengths

@@ -49,6 +49,13 @@ def own_prompt(text: str) -> Prompt:
     return Prompt(before=before, after="".join(after))
 
 
+def asked_like(text: str, usual: Prompt) -> Prompt:
+    """The usual prompt with other words; without ``<audio>`` in them, the audio stays on the side where it is."""
+    if AUDIO not in text and usual.after:
+        text = f"{AUDIO}{text}" if text else ""
+    return own_prompt(text)._replace(system=usual.system) if text else usual
+
+
 def with_hotwords(prompt: Prompt, words: list[str]) -> Prompt:
     """The prompt, preceded by words that may occur, as upstream's native runtime writes them (its ``get_prompt``).
 

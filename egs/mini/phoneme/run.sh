@@ -19,10 +19,13 @@ start_recipe "$@"
 
 train=(train train_zh)
 tests=(test test_zh)
+mandarin=900 # utterances to train on; egs/mini/asr has fewer, and does not train on them
+[[ $size == full ]] || mandarin=30
 start=exp/start_$size model=$tiny encoder="" llm=""
 
 if stage 0 "make the corpus in $data, and a random model in $tiny"; then
-  "$PYTHON" ../asr/local/prepare_mini.py ++output_dir="$data" ++size="$size" ++nproc="$(nproc)"
+  "$PYTHON" ../asr/local/prepare_mini.py ++output_dir="$data" ++size="$size" ++train_zh="$mandarin" \
+    ++nproc="$(nproc)"
   for set in "${train[@]}" dev "${tests[@]}"; do
     "$PYTHON" "$root/tools/validate_data.py" "$data/$set"
   done

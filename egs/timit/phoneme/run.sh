@@ -43,7 +43,7 @@ fi
 
 if stage 2 "check, then fine-tune $start into $exp"; then
   train_phonemes --config "$config" ++model="$start" ++output_dir="$exp" ++train_data_set_list="$data/train.jsonl" \
-    ++valid_data_set_list="$data/dev.jsonl" ++normalizer=timit39 "${overrides[@]}"
+    ++valid_data_set_list="$data/dev.jsonl" "${overrides[@]}"
 fi
 
 if stage 3 "decode test before and after"; then

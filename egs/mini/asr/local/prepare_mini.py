@@ -137,6 +137,8 @@ class Options:
     """Folder of the sets; wav.scp holds paths as given here, so a relative folder can be moved with the recipe."""
     size: Literal["full", "quick"] = "full"
     """quick: the first few hundred utterances, for tests."""
+    train_zh: int = 0
+    """Utterances of train_zh; 0: as the size has it."""
     nproc: int = 2
     """Worker processes."""
     seed: int = 0
@@ -245,7 +247,9 @@ def main(options: Options) -> None:
     output = Path(options.output_dir)
     partial = output / "wavs.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    plans = {name: plan(name, getattr(content, options.size), options.seed) for name, content in SETS.items()}
+    counts = {name: getattr(content, options.size) for name, content in SETS.items()}
+    counts["train_zh"] = options.train_zh or counts["train_zh"]
+    plans = {name: plan(name, count, options.seed) for name, count in counts.items()}
     shards = [
         (partial, options.seed, utterances[start : start + SHARD])
         for utterances in plans.values()
