@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 from tiny import WORDS
 
+from speechllm.batching import collate
 from speechllm.phonemes import token
-from speechllm.sample import Prompt
+from speechllm.sample import Clip, Prompt, Sample
+from speechllm.tasks import open_task
 
 WHISPER = {
     "d_model": 32,
@@ -26,6 +29,8 @@ QWEN = {
     "initializer_range": 0.2,
 }
 SYMBOLS = ("sil", "sh", "iy", "a5", "ɪ")
+ANSWERS = ("sil sh iy", "a5 sh sil ɪ ɪ", "iy")
+RATE = 16000
 PROMPT = Prompt(before="", after="请你做语音评测")
 
 
@@ -78,3 +83,25 @@ def make_composite(folder: Path, symbols=SYMBOLS, marks=False, ctc=False, tied=T
     torch.manual_seed(3)
     make(str(folder / "model"), parts, str(folder / "tokenizer"), ctc, **options)
     return folder / "model"
+
+
+def wave(seconds, seed=0):
+    draw = np.random.default_rng(seed)
+    samples = int(seconds * RATE)
+    tone = np.sin(2 * np.pi * draw.uniform(200, 2000) * np.arange(samples) / RATE)
+    return (0.2 * tone + 0.02 * draw.standard_normal(samples)).astype(np.float32)
+
+
+def rows(family, task, answers=ANSWERS, prompt=PROMPT):
+    for i, answer in enumerate(answers):
+        sample = Sample(f"u{i}", Clip("x"), prompt, answer, 0, 0, "x:1")
+        yield task.example(family, sample, wave(0.61 + 0.37 * i, i), None)
+
+
+def batch_of(family, task, **kwargs):
+    return collate(list(rows(family, task, **kwargs)), family.fields(generating=False))
+
+
+def queries(family):
+    samples = [Sample(f"u{i}", Clip("x"), PROMPT, None, 0, 0, "x:1") for i in range(3)]
+    return [open_task("sft", family).query(family, one, wave(0.5 + 0.3 * i, i)) for i, one in enumerate(samples)]
