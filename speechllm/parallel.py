@@ -82,14 +82,16 @@ def shard(objective: nn.Module, bfloat16: bool) -> None:
     projections) makes one more unit. Weights stay in float32; in bfloat16 they are gathered and used.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from transformers import PreTrainedModel
 
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     for layer in reversed(layers(objective)):  # inner ones first
         fully_shard(layer, mp_policy=policy)
     fully_shard(objective, mp_policy=policy)
     objective._get_fsdp_state()._lazy_init()  # it is the root, even if the first pass is one of the dev set
-    for module in (objective, objective.model):
-        module._is_fsdp_managed_module = False  # transformers would take it for one that it sharded; see gathered()
+    for module in objective.modules():
+        if module is objective or isinstance(module, PreTrainedModel):
+            module._is_fsdp_managed_module = False  # transformers would take it for one that it sharded; see gathered()
 
 
 def is_sharded(objective: nn.Module) -> bool:

@@ -85,11 +85,19 @@ def losses(folder):
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def test_ctc_and_new_rows_are_exact_over_ranks_and_parts(home, run):
-    train(home, "four", *LORA, "++dataset_conf.batch_size=100", "++train_conf.accum_grad=2", ranks=2)
-    one, four = losses(run), losses(home / "four")
-    assert len(one) == len(four) >= 8
-    assert max(abs(a - b) for a, b in zip(one, four, strict=True)) < 1e-5
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["++dataset_conf.batch_size=100", "++train_conf.accum_grad=2"],
+        ["++dataset_conf.batch_size=200", "++train_conf.use_fsdp=true"],
+    ],
+    ids=["ddp", "fsdp"],
+)
+def test_ctc_and_new_rows_are_exact_over_ranks_and_parts(home, run, words):
+    train(home, words[-1].split(".")[-1], *LORA, *words, ranks=2)
+    one, split = losses(run), losses(home / words[-1].split(".")[-1])
+    assert len(one) == len(split) >= 8
+    assert max(abs(a - b) for a, b in zip(one, split, strict=True)) < 1e-5
     assert one[-1] < one[0]
 
 
