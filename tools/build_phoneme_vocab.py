@@ -43,8 +43,8 @@ def main(options: Options) -> None:
     rare = [symbol for symbol in order if 0 < counts[symbol] < options.rare]
     if rare:
         log.warning("rare, fewer than %d in the data, so badly learnt: %s", options.rare, " ".join(rare))
-    for alike in vocabulary.lookalikes(counts):
-        log.warning("%s; if they are one phoneme, write it in one way", alike)
+    if alike := list(vocabulary.lookalikes(counts)):
+        log.warning("%s; if they are one phoneme, write it in one way", "; ".join(alike))
     marked = f", {inventory.marked} of them with marks" if inventory.marked else ""
     print(
         f"{options.save_dir}: {len(counts)} phonemes, {sum(counts.values())} in {inventory.answers} answers{marked}; "
