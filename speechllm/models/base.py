@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from speechllm.augment import Augment
     from speechllm.config import DecodeOptions
+    from speechllm.phonemes import Phonemes
     from speechllm.sample import Prompt
 
 
@@ -88,16 +89,33 @@ class Hidden(NamedTuple):
 
 
 class Generates:
-    """Capability: text from audio and a prompt."""
+    """Capability: text from audio and a prompt.
+
+    Attributes:
+        tokenizer: transformers' tokenizer of the LLM.
+        phonemes: those that the tokenizer was extended with.
+        end: id of the mark that ends an answer.
+    """
+
+    tokenizer: Any
+    phonemes: Phonemes
+    end: int
 
     def encode(self, wave: np.ndarray, prompt: Prompt, answer: str | None, augment: Augment | None) -> dict:
-        """One row. With an answer, ``labels`` holds its tokens and the end mark, -100 elsewhere.
+        """One row; ``input_ids`` (L,) has its tokens, of text and of places for audio.
+
+        With an answer, ``labels`` (L,) holds its tokens and the end mark, where they stand in ``input_ids``, and -100
+        elsewhere.
 
         Args:
             wave: (N,) float32 at ``rate``.
             answer: the reference; None when the model is to generate.
             augment: what may change the features; None outside training.
         """
+        raise NotImplementedError
+
+    def audio_counts(self, model: nn.Module, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each row, (B,): the places for audio in its tokens, and the vectors of audio there are for them."""
         raise NotImplementedError
 
     def hidden(self, model: nn.Module, batch: dict) -> Hidden:

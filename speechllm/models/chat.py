@@ -93,6 +93,9 @@ class AudioChat(Family, Generates):
         first = torch.arange(vectors.shape[1], device=vectors.device) < places.sum(1, keepdim=True)
         return text.masked_scatter(places[..., None], vectors[first].to(text.dtype)), vectors, lengths
 
+    def audio_counts(self, model, batch):
+        return batch["input_ids"].eq(self.audio_token_id).sum(1), self.listen(model, batch)[1]
+
     def hidden(self, model, batch):
         embedded, vectors, lengths = self.embed(model, batch)
         inputs = {"inputs_embeds": embedded, "attention_mask": batch["attention_mask"]}

@@ -124,14 +124,18 @@ class FunAsrNano(AudioChat):
                 f"{len(wave) / self.rate:.1f} s are {len(features)} frames of 60 ms, and the encoder takes {longest} "
                 f"({longest * 0.06:.0f} s); cut the audio: by Kaldi's segments to train, by ++max_segment to decode"
             )
-        frames = heard(len(features)) if self.config.use_low_frame_rate else len(features)
+        frames = self._heard(len(features))
         row = {"input_features": features, "input_features_mask": torch.ones(len(features), dtype=torch.long)}
         return row | self.chat(prompt, frames, answer, self.config.sys_prompt, self.config.do_think)
 
     def listen(self, model, batch):
         mask = batch["input_features_mask"]
         encoded = model.model.audio_tower(batch["input_features"], mask).last_hidden_state
-        return model.model.multi_modal_projector(encoded, mask), mask.sum(1)
+        return model.model.multi_modal_projector(encoded, mask), self._heard(mask.sum(1))
+
+    def _heard(self, frames):
+        """How many of its frames of 60 ms, an int or a tensor of them, the LLM hears."""
+        return heard(frames) if self.config.use_low_frame_rate else frames
 
     def llm(self, model):
         return model
