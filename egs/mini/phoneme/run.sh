@@ -19,7 +19,7 @@ start_recipe "$@"
 
 train=(train train_zh)
 tests=(test test_zh)
-mandarin=900 # utterances to train on; egs/mini/asr has fewer, and does not train on them
+mandarin=700 # utterances to train on; egs/mini/asr has fewer, and does not train on them
 [[ $size == full ]] || mandarin=30
 start=exp/start_$size model=$tiny encoder="" llm=""
 
