@@ -19,8 +19,12 @@ start_recipe "$@"
 
 train=(train train_zh)
 tests=(test test_zh)
-mandarin=700 # utterances to train on; egs/mini/asr has fewer, and does not train on them
+mandarin=900 # utterances to train on; egs/mini/asr has fewer, and does not train on them
 [[ $size == full ]] || mandarin=30
+# On a CPU, two processes make more of two cores than one.
+if ((nproc == 0)) && [[ ! ${CUDA_VISIBLE_DEVICES-$(nvidia-smi -L 2>/dev/null)} ]]; then
+  nproc=2
+fi
 start=exp/start_$size model=$tiny encoder="" llm=""
 
 if stage 0 "make the corpus in $data, and a random model in $tiny"; then
