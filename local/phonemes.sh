@@ -1,4 +1,4 @@
-# phonemes.sh: what the phoneme recipes share. Sourced after stages.sh; uses $data, $start, $model, $encoder and $llm.
+# phonemes.sh: what the phoneme recipes share. Sourced after stages.sh; uses $data, $exp, $start, $model, $encoder and $llm.
 # shellcheck shell=bash disable=SC2154  # the recipe's variables
 
 # phoneme_model FILE,...: the phonemes of these files become tokens, and the model that has them goes to $start. It is made
@@ -28,4 +28,11 @@ train_phonemes() {
 # decode_phonemes DIR SET: into DIR/decode_SET.
 decode_phonemes() {
   "$PYTHON" "$root/tools/decode.py" ++model_dir="$1" ++jsonl_file="$data/$2.jsonl" ++output_file="$1/decode_$2/hyp.txt"
+}
+
+# run_name: how RESULTS.md calls the run; nobody may take a tiny model's score for a real one's.
+run_name() {
+  local name=${exp#exp/}
+  [[ $encoder || $model != ../../mini/* ]] || name+=" (tiny model)"
+  echo "$name"
 }

@@ -60,7 +60,8 @@ if stage 3 "decode test"; then
 fi
 
 if stage 4 "score test"; then
-  bash "$root/local/score_phonemes.sh" "$data/test/text-phone" "$exp/decode_test" "$results"
+  bash "$root/local/score_phonemes.sh" "$data/test/text-phone" "$exp/decode_test" "$results" \
+    ++name="$(run_name)"
   if [[ -e $data/test/phone-scores ]]; then
     "$PYTHON" "$root/tools/pronunciation_eval.py" ++pred_file="$exp/decode_test/hyp.jsonl" \
       ++canonical_file="$data/test/text-phone" ++phone_scores="$data/test/phone-scores" \

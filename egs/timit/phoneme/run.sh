@@ -53,6 +53,7 @@ fi
 
 if stage 4 "score test"; then
   bash "$root/local/score_phonemes.sh" "$data/test/text-phone" "$start/decode_test" "$results" ++fold=timit39 \
-    ++name="before ${exp#exp/}"
-  bash "$root/local/score_phonemes.sh" "$data/test/text-phone" "$exp/decode_test" "$results" ++fold=timit39
+    ++name="before $(run_name)"
+  bash "$root/local/score_phonemes.sh" "$data/test/text-phone" "$exp/decode_test" "$results" ++fold=timit39 \
+    ++name="$(run_name)"
 fi
