@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from composite import PROMPT, make_composite
 from tiny import WORDS, make_corpus
 
@@ -126,6 +128,18 @@ def test_one_file_is_decoded_and_printed(home, run):
     assert call(*words, "--prompt", PROMPT.after).stdout == usual  # the audio stands where it stood in training
     several = call(*words, "--nbest", 3).stdout.splitlines()
     assert len(set(several)) == 3
+
+
+def test_a_long_recording_keeps_its_confidences(home, run):
+    sound = [np.random.default_rng(0).normal(0, 0.1, 16000), np.zeros(8000), np.full(12000, 0.1)]
+    soundfile.write(home / "long.wav", np.concatenate(sound), 16000)
+    (home / "long.scp").write_text(f"long {home}/long.wav\n")
+    out = home / "decoded" / "long" / "hyp.txt"
+    words = [f"++model_dir={run}", f"++scp_file={home}/long.scp", f"++output_file={out}", "++max_segment=1"]
+    call(ROOT / "tools" / "decode.py", *words)
+    row = json.loads(out.with_suffix(".jsonl").read_text("utf-8"))
+    assert len(row["segments"]) > 1 and len(row["confidences"]) == len(row["text"].split()) > 0
+    assert row["text"].split() == [symbol for piece in row["segments"] for symbol in piece["text"].split()]
 
 
 def test_phonemes_and_text_are_learnt_by_one_model(home):

@@ -55,7 +55,12 @@ class Sft(Task):
         return family.generate(model, batch, options)
 
     def join(self, rows):
-        return {"text": join_texts(row["text"] for row in rows), "truncated": any(row["truncated"] for row in rows)}
+        made = {"text": join_texts(row["text"] for row in rows), "truncated": any(row["truncated"] for row in rows)}
+        if rows and all("confidences" in row for row in rows):
+            made["confidences"] = [value for row in rows for value in row["confidences"]]
+        if rows and all("ctc_text" in row for row in rows):
+            made["ctc_text"] = join_texts(row["ctc_text"] for row in rows)
+        return made
 
     def score(self, references, rows, config):
         from speechllm.metrics.error_rate import score_texts
