@@ -176,7 +176,7 @@ def decode_file(opened: Any, path: str, prompt: str, options: DecodeOptions) -> 
     """
     (seconds,) = audio.measure([Clip(path)], options.allow_pipes)
     if isinstance(seconds, audio.AudioError):
-        raise UserError(f"{path}: {seconds}")
+        raise UserError(str(seconds))
     key, asked, frames = os.path.basename(path), asked_like(prompt, opened.prompt), speech_length(seconds)
     with tempfile.TemporaryDirectory() as folder:
         faults = decode_set(
