@@ -1,10 +1,39 @@
-"""How a checkpoint stores its tensors: models are trained in float32, and each is written in the type it came in."""
+"""Checkpoints of transformers: opened whole, in float32; each tensor is written in the type that it came in."""
 
 from __future__ import annotations
 
 import glob
 import os
 from typing import Any
+
+from speechllm.errors import UserError
+
+
+def load(kind: Any, source: str | None, folder: str, **options: Any) -> Any:
+    """A model in float32, in evaluation mode.
+
+    Args:
+        kind: transformers' class.
+        source: where its ``from_pretrained`` finds the weights.
+        folder: the checkpoint's, for messages.
+        options: further ones of ``from_pretrained``.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape.
+    """
+    model, report = kind.from_pretrained(
+        source,
+        dtype="float32",
+        # Without an explicit implementation Fun-ASR-Nano's adaptor gets no mask and attends to padding (5.23.0).
+        attn_implementation="sdpa",
+        ignore_mismatched_sizes=True,  # they are in the report
+        output_loading_info=True,
+        **options,
+    )
+    wrong = {name: sorted(keys) for name, keys in report.items() if keys}
+    if wrong:
+        raise UserError(f"{folder}: the weights do not fit the model: {wrong}")
+    return model.eval()
 
 
 def dtypes(folder: str) -> dict:

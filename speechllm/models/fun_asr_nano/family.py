@@ -12,11 +12,11 @@ import os
 
 from speechllm.batching import Pad
 from speechllm.errors import UserError
+from speechllm.models import storage
 from speechllm.models.chat import AudioChat
 from speechllm.models.fun_asr_nano import hf, native
 from speechllm.models.fun_asr_nano.config import AUDIO_TOKEN, RUN, from_transformers
 from speechllm.models.fun_asr_nano.features import fbank, heard, stack_frames
-from speechllm.models.storage import narrow
 
 log = logging.getLogger("speechllm")
 
@@ -70,20 +70,8 @@ class FunAsrNano(AudioChat):
         frames = "the first T/8 of its T frames" if self.config.use_low_frame_rate else "all its frames"
         log.info("%s: Fun-ASR-Nano, layout %s; of an audio the LLM hears %s", self.folder, self.format, frames)
         source, state = LAYOUTS[self.format].weights(self.folder, self.config, self.baggage)
-        # Without an explicit implementation the adaptor's mask is None and it attends to padding (5.23.0).
-        model, report = FunAsrNanoForConditionalGeneration.from_pretrained(
-            source,
-            config=self.config,
-            state_dict=state,
-            attn_implementation="sdpa",
-            dtype="float32",
-            ignore_mismatched_sizes=True,  # they are in the report
-            output_loading_info=True,
-        )
-        wrong = {name: sorted(keys) for name, keys in report.items() if keys}
-        if wrong:
-            raise UserError(f"{self.folder}: the weights do not fit the model: {wrong}")
-        return model.eval()
+        kind = FunAsrNanoForConditionalGeneration
+        return storage.load(kind, source, self.folder, config=self.config, state_dict=state)
 
     def stamp(self):
         return os.stat(os.path.join(self.folder, LAYOUTS[self.format].CONFIG)).st_mtime_ns
@@ -103,7 +91,7 @@ class FunAsrNano(AudioChat):
         if format != self.format and self.config.use_low_frame_rate == (format == "hf"):
             log.warning(UNLIKE[format], self.folder)
         stored = LAYOUTS[self.format].dtypes(self.folder, self.config, self.baggage)
-        state = {name: narrow(tensor.cpu(), stored.get(name)) for name, tensor in model.state_dict().items()}
+        state = {name: storage.narrow(tensor.cpu(), stored.get(name)) for name, tensor in model.state_dict().items()}
         if self.config.tie_word_embeddings:
             state.pop("lm_head.weight")
         LAYOUTS[format].write(folder, model, state, self.tokenizer, self.baggage)

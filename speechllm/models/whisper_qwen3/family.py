@@ -68,17 +68,7 @@ class WhisperQwen3(AudioChat):
     def load(self):
         from speechllm.models.whisper_qwen3.model import WhisperQwen3Model
 
-        model, report = WhisperQwen3Model.from_pretrained(
-            self.folder,
-            dtype="float32",
-            attn_implementation="sdpa",
-            ignore_mismatched_sizes=True,  # they are in the report
-            output_loading_info=True,
-        )
-        wrong = {name: sorted(keys) for name, keys in report.items() if keys}
-        if wrong:
-            raise UserError(f"{self.folder}: the weights do not fit the model: {wrong}")
-        return model.eval()
+        return storage.load(WhisperQwen3Model, self.folder, self.folder)
 
     def stamp(self):
         return os.stat(os.path.join(self.folder, CONFIG)).st_mtime_ns
