@@ -17,7 +17,8 @@ from speechllm.config import RunConfig
 from speechllm.errors import UserError
 
 OFTEN = "++train_conf.validate_interval=7"
-FSDP = ["++train_conf.use_fsdp=true", OFTEN]
+# No loader's process: CPython 3.11 may hang in a fork while a thread of gloo lets go of Python objects.
+FSDP = ["++dataset_conf.num_workers=0", "++train_conf.use_fsdp=true", OFTEN]
 # tools/train.py that notes, at every checkpoint, how each rank holds the parameters. argv[1]: the folder of the notes.
 WITNESS = """
 import json, os, runpy, sys

@@ -91,7 +91,7 @@ def losses(folder):
     "words",
     [
         ["++dataset_conf.batch_size=100", "++train_conf.accum_grad=2"],
-        ["++dataset_conf.batch_size=200", "++train_conf.use_fsdp=true"],
+        ["++dataset_conf.num_workers=0", "++dataset_conf.batch_size=200", "++train_conf.use_fsdp=true"],
     ],
     ids=["ddp", "fsdp"],
 )
