@@ -22,7 +22,7 @@ from speechllm import cli, hub, qlora
 from speechllm.config import PartConf, RunConfig
 from speechllm.errors import UserError
 from speechllm.files import write_json
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.models import Family, family_of, open_family
 from speechllm.sample import Prompt
 from speechllm.tasks import Task, open_task
@@ -361,7 +361,7 @@ def _prompt(run: str, config: RunConfig) -> Prompt:
         with open(path, encoding="utf-8") as file:
             return Prompt(**json.load(file)["prompt"])
     try:
-        return ChatmlFile(config.train_data_set_list).prompts.most_common(1)[0][0]
+        return JsonlFile(config.train_data_set_list).prompts.most_common(1)[0][0]
     except UserError as error:
         log.warning("the prompt that %s was trained with is not known, the default one is taken: %s", run, error)
         return Prompt()

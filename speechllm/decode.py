@@ -111,11 +111,14 @@ def score_dev(
     faults = [f"utterance {row['key']}: {row['error']}" for row in rows if "error" in row]
     if faults:
         raise UserError(f"the dev set cannot be read: {'; '.join(faults)}")
-    references = {sample.key: sample.text for sample in dev}
-    unknown = [key for key, text in references.items() if text is None]
-    if unknown:
-        raise UserError(f"{len(unknown)} utterance(s) of the dev set have no assistant message, first {unknown[0]}")
-    return task.score(references, rows, config)
+    return task.score({sample.key: _reference(task, sample) for sample in dev}, rows, config)
+
+
+def _reference(task: Any, sample: Sample) -> Any:
+    try:
+        return task.reference(sample)
+    except UserError as error:
+        raise UserError(f"{sample.where}: utterance {sample.key} of the dev set: {error}") from error
 
 
 def decode_set(

@@ -19,7 +19,7 @@ from speechllm import checkpoint, freeze_policy, hub, parallel
 from speechllm.config import RunConfig, as_dict
 from speechllm.errors import UserError
 from speechllm.files import atomic_write, write_json
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.models import open_family
 from speechllm.progress import steps
 from speechllm.provenance import provenance
@@ -57,7 +57,7 @@ def train(config: RunConfig, score_dev: Callable, notes: Sequence[str] = ()) -> 
     for note in notes:
         log.info("%s", note)
     share_cores(config.dataset_conf.num_workers)
-    data, dev = ChatmlFile(config.train_data_set_list), ChatmlFile(config.valid_data_set_list)
+    data, dev = JsonlFile(config.train_data_set_list), JsonlFile(config.valid_data_set_list)
     set_seed(config.train_conf.seed)
     family = open_family(config.family, hub.resolve(config.model, config.hub))
     task = open_task(config.task, family, config)
@@ -102,7 +102,7 @@ def keep_log(folder: str) -> None:
         logging.getLogger().setLevel(logging.WARNING)
 
 
-def prepare_folder(trainer: SpeechTrainer, config: RunConfig, data: ChatmlFile) -> str | None:
+def prepare_folder(trainer: SpeechTrainer, config: RunConfig, data: JsonlFile) -> str | None:
     """Write run.yaml and provenance.json; find the checkpoint to go on from.
 
     Raises:

@@ -14,6 +14,13 @@ class Clip(NamedTuple):
     end: float | None = None  # None: to the end of the recording
 
 
+class Span(NamedTuple):
+    """A stretch of time in an utterance, in seconds from its start."""
+
+    start: float
+    end: float
+
+
 class Prompt(NamedTuple):
     """The text around the audio: the system's, and the user's before and after the audio."""
 
@@ -34,6 +41,8 @@ class Sample:
         speech_length: frames of 10 ms, as Fun-ASR counts them (see :func:`speech_length`).
         text_length: tokens of the reference; 0 where it is unknown.
         where: ``file:line``, for messages.
+        spans: when each word of the text is spoken; None where it is unknown.
+        language: of the text, such as English; empty where it does not matter or is unknown.
     """
 
     key: str
@@ -43,6 +52,8 @@ class Sample:
     speech_length: int
     text_length: int
     where: str
+    spans: tuple[Span, ...] | None = None
+    language: str = ""
 
 
 def speech_length(seconds: float) -> int:

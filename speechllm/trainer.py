@@ -24,7 +24,7 @@ from speechllm.config import RunConfig
 from speechllm.errors import UserError
 from speechllm.examples import Examples
 from speechllm.files import write_json
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.guard import EarlyStop, Termination
 from speechllm.progress import Progress, Schedule
 
@@ -62,7 +62,7 @@ class SpeechTrainer(Trainer):
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the counts of the whole step
 
-    def __init__(self, config: RunConfig, objective: Objective, data: ChatmlFile, validate: Callable):
+    def __init__(self, config: RunConfig, objective: Objective, data: JsonlFile, validate: Callable):
         self.config, self.objective, self.validate, self.score = config, objective, validate, None
         self.examples = Examples(config, objective.family, objective.task)
         args = training_arguments(config)

@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from speechllm.errors import UserError
 from speechllm.formats import conversations
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.formats.kaldi import write_table
 from speechllm.formats.prompts import own_prompt
 from speechllm.sample import Clip, Prompt
@@ -64,7 +64,7 @@ def test_each_row_brings_its_prompt(tool, home, as_list):
     ]
     done = convert(tool, home, write(home / "my set.json", said, as_list))
     assert done.returncode == 0, done.stderr
-    found = list(ChatmlFile(home / "out.jsonl"))
+    found = list(JsonlFile(home / "out.jsonl"))
     assert [one.key for one in found] == ["my_set-0000001", "b-2", "my_set-0000003"]
     assert [one.prompt for one in found] == [
         Prompt(before="", after="请你做语音评测"),
@@ -186,7 +186,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(home):
     process.wait()
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "of 400 utterances are done" in done.stderr
-    found = list(ChatmlFile(home / "out.jsonl"))
+    found = list(JsonlFile(home / "out.jsonl"))
     assert [(one.text, one.prompt.after) for one in found] == [(f"words {i}", f"ask {i}") for i in range(400)]
     assert len((home / "runs").read_text().splitlines()) < 400 + 140  # a block of 128, not all from the start
 
@@ -206,7 +206,7 @@ def test_a_prompt_of_ones_own(tool, home, text, prompt):
     words = [f"++scp_file={home}/wav.scp", f"++transcript_file={home}/text-phone", f"++prompt={text}"]
     done = tool("scp2jsonl", *words, f"++tokenizer={home}", f"++jsonl_file={home}/out.jsonl")
     assert done.returncode == 0, done.stderr
-    sample = ChatmlFile(home / "out.jsonl")[0]
+    sample = JsonlFile(home / "out.jsonl")[0]
     assert (sample.prompt, sample.text) == (prompt, "sil sh iy")
 
 

@@ -11,7 +11,7 @@ from speechllm import checkpoint
 from speechllm.config import DecodeOptions
 from speechllm.decode import batches, decode_set
 from speechllm.errors import UserError
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 
 COUNT = 23
 
@@ -28,7 +28,7 @@ def jsonl(tmp_path):
 
 def decode(opened, jsonl, output, batch_size=100000, **other):
     """The rows that were written."""
-    samples = ChatmlFile(jsonl)
+    samples = JsonlFile(jsonl)
     options = DecodeOptions(batch_size=batch_size, max_new_tokens=8, num_workers=0, **other)
     decode_set(opened, samples, samples.speech_lengths, options, str(output))
     return [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ from tiny import SIZES, WORDS, add_ctc, make_corpus, make_model
 
 from speechllm.checkpoint import export, open_model, save_model
 from speechllm.errors import UserError
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.sample import Prompt
 
 
@@ -29,7 +29,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    return list(ChatmlFile(make_corpus(tmp_path_factory.mktemp("corpus"), 12)))
+    return list(JsonlFile(make_corpus(tmp_path_factory.mktemp("corpus"), 12)))
 
 
 def tree(folder):

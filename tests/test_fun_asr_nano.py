@@ -9,7 +9,7 @@ from speechllm import audio
 from speechllm.batching import collate
 from speechllm.config import AnswerOptions, RunConfig
 from speechllm.errors import UserError
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.models import open_family
 from speechllm.models.fun_asr_nano import fbank, stack_frames
 from speechllm.sample import Prompt
@@ -30,7 +30,7 @@ def model(family):
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    return ChatmlFile(make_corpus(tmp_path_factory.mktemp("corpus"), 7))
+    return JsonlFile(make_corpus(tmp_path_factory.mktemp("corpus"), 7))
 
 
 def examples(family, samples, generating=False):

@@ -21,7 +21,7 @@ from speechllm.checkpoint import export, open_model
 from speechllm.config import DecodeOptions
 from speechllm.decode import batches, predict
 from speechllm.errors import UserError
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.models import open_family
 from speechllm.models.fun_asr_nano.features import heard
 from speechllm.sample import Prompt
@@ -31,7 +31,7 @@ TOKENS = 12  # a random model does not end
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return ChatmlFile(make_corpus(tmp_path_factory.mktemp("corpus"), 200))
+    return JsonlFile(make_corpus(tmp_path_factory.mktemp("corpus"), 200))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tiny import make_corpus, make_model
 from speechllm import checkpoint, cli, parallel
 from speechllm.batching import collate
 from speechllm.config import RunConfig
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.models import open_family
 from speechllm.tasks import open_task
 from speechllm.trainer import Objective
@@ -48,7 +48,7 @@ def prepared(family, *words):
 def batch(family, home, count=4):
     from speechllm import audio
 
-    task, rows = open_task("sft", family), ChatmlFile(home / "train" / "rows.jsonl")
+    task, rows = open_task("sft", family), JsonlFile(home / "train" / "rows.jsonl")
     made = [task.example(family, rows[i], audio.read(rows[i].clip, family.rate), None) for i in range(count)]
     joined = collate(made, family.fields(generating=False))
     return joined, task.counts(joined)

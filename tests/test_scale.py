@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from speechllm.batching import StepSampler
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 
 ROWS = 30_000
 # The form and size of rows from tools/scp2jsonl.py.
@@ -39,7 +39,7 @@ def kept(make):
 
 
 def test_an_open_file_holds_no_object_per_row(path):
-    data, now, peak = kept(lambda: ChatmlFile(path))
+    data, now, peak = kept(lambda: JsonlFile(path))
     assert len(data) == ROWS and data[ROWS - 1].key == f"S0002W{ROWS - 1:07d}"
     assert now < 30 and peak < 80  # a list of ids alone takes 80
 
@@ -48,7 +48,7 @@ def test_a_million_rows_open_within_half_a_minute(path):
     seconds = []
     for _ in range(2):  # the machine may be busy: processor time, and the better of two
         started = time.process_time()
-        ChatmlFile(path)
+        JsonlFile(path)
         seconds.append(time.process_time() - started)
     assert min(seconds) * 1_000_000 / ROWS < 30
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from byte_tokenizer import make_tokenizer
 
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.formats.kaldi import write_table
 
 WORDS = {"u1": "one two", "u2": "three", "u3": "今天 four", "u4": "five six"}
@@ -216,7 +216,7 @@ def test_rows_are_those_of_upstream_with_a_key_in_scp_order(data, tool, scp2json
     }
     assert [row["speech_length"] for row in rows] == [198, 23, 48, 98]
     assert not os.path.exists(f"{data}.jsonl.bad")
-    assert [sample.text for sample in ChatmlFile(f"{data}.jsonl")] == [WORDS[row["key"]] for row in rows]
+    assert [sample.text for sample in JsonlFile(f"{data}.jsonl")] == [WORDS[row["key"]] for row in rows]
 
 
 def test_segments(data, scp2jsonl):

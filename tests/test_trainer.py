@@ -196,7 +196,7 @@ def test_the_largest_batch_is_rehearsed_without_a_trace(home, tmp_path, monkeypa
     from speechllm import cli
     from speechllm.config import RunConfig
     from speechllm.errors import UserError
-    from speechllm.formats.chatml import ChatmlFile
+    from speechllm.formats.jsonl import JsonlFile
     from speechllm.models import open_family
     from speechllm.tasks import open_task
     from speechllm.trainer import Objective, SpeechTrainer
@@ -204,7 +204,7 @@ def test_the_largest_batch_is_rehearsed_without_a_trace(home, tmp_path, monkeypa
     family = open_family("fun_asr_nano", str(home / "dropout"))
     model, task = family.load(), open_task("sft", family)
     config = cli.parse(RunConfig, [f"++output_dir={tmp_path}", "++dataset_conf.batch_size=400", *RANDOM])
-    data = ChatmlFile(home / "train" / "rows.jsonl")
+    data = JsonlFile(home / "train" / "rows.jsonl")
     trainer = SpeechTrainer(config, Objective(family, task, model, []), data, lambda place: {})
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state, seen = torch.random.get_rng_state(), []

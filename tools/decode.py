@@ -51,7 +51,7 @@ def main(options: Options) -> None:
     from speechllm.checkpoint import open_model
     from speechllm.decode import decode_file, decode_set
     from speechllm.formats import kaldi
-    from speechllm.formats.chatml import ChatmlFile
+    from speechllm.formats.jsonl import JsonlFile
 
     hotwords = kaldi.read_hotwords(options.hotwords_file) if options.hotwords_file else {}
     opened = open_model(options.model_dir, options.hub)
@@ -62,7 +62,7 @@ def main(options: Options) -> None:
         print("\n".join(answer["text"] for answer in row.get("nbest", [row])))
         return
     if options.jsonl_file:
-        data = ChatmlFile(options.jsonl_file)
+        data = JsonlFile(options.jsonl_file)
         lengths = data.speech_lengths
     else:
         segments = options.segments_file or None

@@ -21,7 +21,7 @@ from speechllm import audio, checkpoint, freeze_policy, hub, parallel
 from speechllm.batching import Draw, Fault, Rows
 from speechllm.config import RunConfig
 from speechllm.examples import Examples
-from speechllm.formats.chatml import ChatmlFile
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.models import open_family
 from speechllm.models.base import Generates
 from speechllm.sample import Sample
@@ -85,7 +85,7 @@ class Patient:
 
     def __init__(self, config: RunConfig):
         set_seed(config.train_conf.seed)
-        self.data = ChatmlFile(config.train_data_set_list)
+        self.data = JsonlFile(config.train_data_set_list)
         self.family = open_family(config.family, hub.resolve(config.model, config.hub))
         self.task = open_task(config.task, self.family, config)
         self.generates = issubclass(self.task.needs, Generates)

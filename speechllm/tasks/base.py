@@ -63,6 +63,14 @@ class Task:
         """One row from those of the pieces of a long utterance, in order; there may be none."""
         raise NotImplementedError
 
-    def score(self, references: dict[str, str], rows: list[dict], config: RunConfig) -> dict:
-        """The numbers of score.json that are the task's own: ``metric``, ``value``, counts."""
+    def reference(self, sample: Sample) -> Any:
+        """What the prediction of a row is compared with. Raises UserError where the row does not tell."""
+        raise NotImplementedError
+
+    def score(self, references: dict[str, Any], rows: list[dict], config: RunConfig) -> dict:
+        """The numbers of score.json that are the task's own: ``metric``, ``value``, counts.
+
+        Args:
+            references: by utterance, what :meth:`reference` gave.
+        """
         raise NotImplementedError

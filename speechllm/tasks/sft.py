@@ -19,10 +19,13 @@ class Sft(Task):
     higher_is_better = False
     in_pieces = True
 
-    def example(self, family, sample, wave, augment):
+    def reference(self, sample):
         if sample.text is None:
-            raise UserError("no assistant message, so nothing to learn; add it or remove the row")
-        return family.encode(wave, sample.prompt, sample.text, augment)
+            raise UserError("no assistant message; add it or remove the row")
+        return sample.text
+
+    def example(self, family, sample, wave, augment):
+        return family.encode(wave, sample.prompt, self.reference(sample), augment)
 
     def query(self, family, sample, wave):
         return family.encode(wave, sample.prompt, None, None)

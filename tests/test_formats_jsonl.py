@@ -6,7 +6,8 @@ import pytest
 
 from speechllm.errors import UserError
 from speechllm.formats import chatml
-from speechllm.formats.chatml import ChatmlFile, to_row
+from speechllm.formats.chatml import to_row
+from speechllm.formats.jsonl import JsonlFile
 from speechllm.formats.prompts import asr_prompt
 from speechllm.sample import Clip, Prompt, Sample
 
@@ -37,7 +38,7 @@ def user(content):
 
 
 def test_rows_of_upstream_are_read_and_written_alike(tmp_path):
-    file = ChatmlFile(write(tmp_path / "my set.jsonl", UPSTREAM, "", UPSTREAM))
+    file = JsonlFile(write(tmp_path / "my set.jsonl", UPSTREAM, "", UPSTREAM))
     assert [sample.key for sample in file] == ["my_set-0000001", "my_set-0000003"]
     assert (list(file.speech_lengths), list(file.text_lengths), list(file.sizes)) == ([145] * 2, [3] * 2, [148] * 2)
     sample = file[1]
@@ -54,15 +55,15 @@ def test_rows_of_upstream_are_read_and_written_alike(tmp_path):
 @pytest.mark.parametrize("text", ["words \u2028 语", "", None])
 def test_a_sample_comes_back_as_it_went(tmp_path, clip, text):
     sample = Sample("u-1", clip, Prompt("system", "before ", " after"), text, 98, 2, f"{tmp_path}/x.jsonl:1")
-    assert ChatmlFile(write(tmp_path / "x.jsonl", to_row(sample)))[0] == sample
+    assert JsonlFile(write(tmp_path / "x.jsonl", to_row(sample)))[0] == sample
 
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
         ('{"messages": [', "not JSON"),
-        ("[1, 2]", "not a ChatML row"),
-        ("null", "not a ChatML row"),
+        ("[1, 2]", "no 'messages' or"),
+        ("null", "no 'messages' or"),
         ({"speech_length": 1}, "no 'messages'"),
         ({key: UPSTREAM[key] for key in ("messages", "text_length")}, "no 'speech_length'"),
         (row("b", messages=user("no audio")), "0 audio marks"),
@@ -81,12 +82,12 @@ def test_a_sample_comes_back_as_it_went(tmp_path, clip, text):
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad, reason):
     path = write(tmp_path / "x.jsonl", row("a"), bad, row("c"))
     with pytest.raises(UserError) as caught:
-        ChatmlFile(path)
+        JsonlFile(path)
     assert str(caught.value).startswith(f"{path}:2: ") and reason in str(caught.value)
 
 
 def test_rows_are_found_from_both_ends(tmp_path):
-    file = ChatmlFile(write(tmp_path / "x.jsonl", row("a"), row("b"), row("c")))
+    file = JsonlFile(write(tmp_path / "x.jsonl", row("a"), row("b"), row("c")))
     assert [file[i].key for i in (-1, 0, -3, 2)] == ["c", "a", "a", "c"]
     for index in (3, -4):
         with pytest.raises(IndexError):
@@ -96,21 +97,21 @@ def test_rows_are_found_from_both_ends(tmp_path):
 def test_the_first_id_that_stands_twice_is_named(tmp_path):
     path = write(tmp_path / "x.jsonl", *(row(key) for key in "cabdabc"))
     with pytest.raises(UserError, match=r"x\.jsonl:5: utterance a stands on line 2 already"):
-        ChatmlFile(path)
+        JsonlFile(path)
 
 
 def test_ids_of_equal_hashes_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(chatml, "hash", len, raising=False)
     rows = [row(key) for key in ("a", "b", "cc", "d", "ee")]
-    assert len(ChatmlFile(write(tmp_path / "x.jsonl", *rows))) == 5
+    assert len(JsonlFile(write(tmp_path / "x.jsonl", *rows))) == 5
     with pytest.raises(UserError, match=r"x\.jsonl:6: utterance b stands on line 2 already"):
-        ChatmlFile(write(tmp_path / "x.jsonl", *rows, row("b")))
+        JsonlFile(write(tmp_path / "x.jsonl", *rows, row("b")))
 
 
 def test_a_prompt_of_its_own_in_every_row_does_not_fill_the_memory(tmp_path):
     common = [row(f"c{i}") for i in range(3)]
     own = [row(f"o{i}", messages=user(f"{i}<|startofspeech|>!a<|endofspeech|>")) for i in range(1500)]
-    file = ChatmlFile(write(tmp_path / "x.jsonl", *own[:10], *common, *own[10:]))
+    file = JsonlFile(write(tmp_path / "x.jsonl", *own[:10], *common, *own[10:]))
     assert file.prompts.most_common(1) == [(Prompt(), 3)] and len(file.prompts) == 1000
 
 
@@ -124,7 +125,7 @@ def test_listed_files_are_one_sequence(tmp_path, monkeypatch):
     write(tmp_path / "here.jsonl", row("h1"), row("h2"))
     write(tmp_path / "lists" / "train.list", "a.jsonl", "", " more/b.json ", "here.jsonl")
     monkeypatch.chdir(tmp_path)
-    file = ChatmlFile("lists/train.list")
+    file = JsonlFile("lists/train.list")
     assert [sample.key for sample in file] == ["a1", "a2", "b1", "h1", "h2"]
     where = ["lists/a.jsonl:1", "lists/a.jsonl:3", "lists/more/b.json:1", "here.jsonl:1", "here.jsonl:2"]
     assert [file[i].where for i in range(5)] == where
@@ -135,7 +136,7 @@ def test_rows_without_ids_of_files_of_one_name_do_not_meet(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         write(tmp_path / folder / "train.jsonl", UPSTREAM)
-    file = ChatmlFile(write(tmp_path / "list.txt", "x/train.jsonl", "y/train.jsonl"))
+    file = JsonlFile(write(tmp_path / "list.txt", "x/train.jsonl", "y/train.jsonl"))
     assert [sample.key for sample in file] == ["train-0000001", "train.2-0000001"]
 
 
@@ -155,20 +156,20 @@ def test_faults_in_listed_files_are_named(tmp_path, second, names, message):
     write(tmp_path / "b.jsonl", *second)
     lines = names.split() if names.startswith("a") else [names]
     with pytest.raises(UserError, match=message):
-        ChatmlFile(write(tmp_path / "list", *lines))
+        JsonlFile(write(tmp_path / "list", *lines))
 
 
 def test_bytes_that_are_not_utf8(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(json.dumps(row("a")).encode() + b'\n{"key": "\xff"}\n')
     with pytest.raises(UserError, match=r"x\.jsonl:2: not JSON"):
-        ChatmlFile(tmp_path / "x.jsonl")
+        JsonlFile(tmp_path / "x.jsonl")
 
 
 def test_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"y\.jsonl: no such file"):
-        ChatmlFile(tmp_path / "y.jsonl")
+        JsonlFile(tmp_path / "y.jsonl")
     with pytest.raises(UserError, match=r"x\.jsonl: no row"):
-        ChatmlFile(write(tmp_path / "x.jsonl"))
+        JsonlFile(write(tmp_path / "x.jsonl"))
 
 
 # The prompts that upstream documents, word for word.
