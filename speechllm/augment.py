@@ -107,13 +107,16 @@ class Augment:
         peak = np.abs(wave).max()
         return wave / peak if peak > 1 else wave
 
+    @property
+    def speed(self) -> float:
+        """How much faster than it was recorded the utterance plays."""
+        return float(self.rng("speed").choice(self.conf.speed_perturb)) if self.conf.speed_perturb else 1.0
+
     def _speed(self, wave: np.ndarray) -> np.ndarray:
         """Pitch moves with the speed, as in Kaldi."""
-        if not self.conf.speed_perturb:
-            return wave
         import soxr
 
-        speed, rate = float(self.rng("speed").choice(self.conf.speed_perturb)), self.augmenter.rate
+        speed, rate = self.speed, self.augmenter.rate
         return wave if speed == 1.0 else soxr.resample(wave, rate * speed, rate)
 
     def _reverb(self, wave: np.ndarray) -> np.ndarray:

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechllm import cli, hub, qlora
-from speechllm.config import PartConf, RunConfig
+from speechllm.config import PARTS, PartConf, RunConfig
 from speechllm.errors import UserError
 from speechllm.files import write_json
 from speechllm.formats.jsonl import JsonlFile
 from speechllm.models import Family, family_of, open_family
 from speechllm.sample import Prompt
-from speechllm.tasks import Task, open_task
+from speechllm.tasks import Task, open_task, task_of
 
 log = logging.getLogger("speechllm")
 
@@ -41,8 +41,11 @@ def set_trainable(family: Family, model: Any, config: RunConfig) -> list:
     Raises:
         UserError: nothing is left to train, LoRA names no layer of the part, or 4 bits are not possible.
     """
-    frozen = []
-    for name, modules in family.parts(model).items():
+    frozen, parts = [], family.parts(model)
+    for name in PARTS:
+        if name not in parts and config.part(name) != PartConf():
+            raise UserError(f"{name}_conf is set, and {family.name} has no such part; it has {', '.join(parts)}")
+    for name, modules in parts.items():
         conf = config.part(name)
         if conf.load_in_4bit:
             qlora.check(name, conf, config)
@@ -57,7 +60,7 @@ def set_trainable(family: Family, model: Any, config: RunConfig) -> list:
     if family.added_tokens and (config.llm_conf.freeze or config.llm_conf.use_lora):
         _add_rows(family.llm(model), family.added_tokens)
     if not any(p.requires_grad for p in model.parameters()):
-        keys = ", ".join(f"{name}_conf.freeze" for name in family.parts(model))
+        keys = ", ".join(f"{name}_conf.freeze" for name in parts)
         raise UserError(f"every part is frozen, nothing is left to train; set one of {keys} to false, or use LoRA")
     return frozen
 
@@ -321,7 +324,7 @@ def open_model(model_dir: str, hub_name: str = "ms") -> Opened:
     path = os.path.join(folder, DESCRIPTION)
     said = {
         "family": family_of(folder) or RunConfig.family,
-        "task": RunConfig.task,
+        "task": "",
         "prompt": {},
         "max_new_tokens": RunConfig.max_new_tokens,
     }
@@ -334,7 +337,7 @@ def open_model(model_dir: str, hub_name: str = "ms") -> Opened:
             f"{checkpoints(folder)[-1]} can be used as it is"
         )
     family = open_family(said["family"], folder)
-    task = open_task(said["task"], family)
+    task = open_task(said["task"] or task_of(family), family)
     stamp = os.stat(path).st_mtime_ns if os.path.isfile(path) else family.stamp()
     return Opened(folder, family, task, family.load(), Prompt(**said["prompt"]), said["max_new_tokens"], stamp)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+PARTS = ("audio_encoder", "audio_adaptor", "llm", "head")  # of models; what there is of each, the family knows
+
 
 @dataclass
 class LoraConf:
@@ -137,6 +139,16 @@ class SchedulerConf:
 
 
 @dataclass
+class AlignmentConf:
+    """Forced alignment."""
+
+    slot_prob: float = 0.5
+    """Share of the words that get their two slots, drawn anew in every epoch, so that each is found by itself."""
+    label_spread: float = 0.0
+    """Standard deviation of the target over neighbouring classes, in classes; 0: the nearest class alone."""
+
+
+@dataclass
 class RunConfig:
     """A training run. Every key can stand in the YAML of --config and be overridden by ++key=value."""
 
@@ -160,10 +172,12 @@ class RunConfig:
     audio_encoder_conf: PartConf = field(default_factory=PartConf)
     audio_adaptor_conf: PartConf = field(default_factory=PartConf)
     llm_conf: PartConf = field(default_factory=PartConf)
+    head_conf: PartConf = field(default_factory=PartConf)
     freeze_policy: Literal["manual", "auto"] = "manual"
     """auto: the hours of data decide what is trained, as Fun-ASR's authors advise, in place of the freeze flags."""
     ctc_head_weight: float = 0.3
     """Weight of the CTC loss beside the LLM's, for a model that has a CTC head on its adaptor."""
+    alignment_conf: AlignmentConf = field(default_factory=AlignmentConf)
     max_new_tokens: int = 512
     """Longest answer, in tokens, when the dev set is decoded, and later when the model is used."""
     normalizer: Literal["mixed", "kana", "basic", "phonemes", "timit39"] = "mixed"
@@ -185,6 +199,10 @@ class AnswerOptions:
     learnt nothing else."""
     nbest: int = 1
     """Answers per utterance, found by as many beams; 1: greedy."""
+    boundaries: Literal["expectation", "argmax"] = "expectation"
+    """Times of words: the expectation over the classes around the best one, or the best one as it is."""
+    zero_length: bool = False
+    """Let words last 0 s where the model hears it so; or each lasts 20 ms at least."""
 
 
 @dataclass

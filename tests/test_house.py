@@ -18,7 +18,7 @@ LAYERS = [
     ["formats"],
     ["augment", "vocabulary"],
     ["batching", "segments"],
-    ["metrics"],
+    ["metrics", "boundaries"],
     ["models"],
     ["tasks"],
     ["checkpoint", "progress", "qlora", "examples"],

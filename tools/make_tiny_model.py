@@ -43,9 +43,8 @@ def main(options: Options) -> None:
         raise UserError(f"{family.name} is not written as {options.format}; formats: {', '.join(family.formats)}")
     texts = [text for path in options.text_files for text in read_text(path).values()]
     prompt = Prompt()
-    tokenizer = train_tokenizer(
-        [*texts, *["system user assistant", prompt.system, prompt.before, *options.prompts] * 100], options.vocab_size
-    )
+    texts += ["system user assistant", prompt.system, prompt.before, *options.prompts] * 100
+    tokenizer = train_tokenizer(texts, options.vocab_size, family.special_tokens)
     set_seed(options.seed)
     family.create(options.sizes, tokenizer, options.output_dir, options.format or family.formats[0])
     print(f"{options.output_dir}: a random {options.family} model; its tokenizer has {len(tokenizer)} tokens")

@@ -14,6 +14,7 @@ from speechllm import audio
 from speechllm.errors import UserError
 from speechllm.sample import Clip, Prompt, Sample, Span, speech_length
 
+ROUNDED = 0.002  # s that a word may start before its neighbour ends, as times are rounded
 SLACK = 0.05  # s that a word may end after the audio, as times and lengths are rounded
 
 
@@ -70,7 +71,7 @@ def check_spans(spans: tuple[Span, ...], seconds: float) -> None:
         if not (math.isfinite(start) and math.isfinite(end) and 0 <= start <= end):
             raise ValueError(f"word {number} is from {start:g} to {end:g} s; a word ends after it starts")
     for number, (before, after) in enumerate(pairwise(times)):
-        if after < before:
+        if after < before - ROUNDED:
             raise ValueError(f"word {number // 2 + 2} starts at {after:g} s, before its neighbour ends at {before:g} s")
     if times and times[-1] > seconds:
         raise ValueError(f"the last word ends at {times[-1]:g} s, and the audio at {seconds:g} s")

@@ -8,9 +8,10 @@ import os
 from speechllm.errors import UserError
 from speechllm.models.base import Family
 from speechllm.models.fun_asr_nano import FunAsrNano
+from speechllm.models.qwen3_forced_aligner import Qwen3ForcedAligner
 from speechllm.models.whisper_qwen3 import WhisperQwen3
 
-FAMILIES: dict[str, type[Family]] = {"fun_asr_nano": FunAsrNano, "whisper_qwen3": WhisperQwen3}
+FAMILIES: dict[str, type[Family]] = {family.name: family for family in (FunAsrNano, WhisperQwen3, Qwen3ForcedAligner)}
 
 
 def open_family(name: str, folder: str) -> Family:
@@ -26,5 +27,5 @@ def family_of(folder: str) -> str | None:
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as file:
-        kind = json.load(file).get("model_type")
-    return kind if kind in FAMILIES else None
+        said = json.load(file)
+    return next((name for name, family in FAMILIES.items() if family.recognises(said)), None)

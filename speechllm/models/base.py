@@ -26,6 +26,7 @@ class Family:
         name: its key in FAMILIES.
         formats: names of the layouts that it writes, the usual one first.
         rate: samples per second that it hears.
+        special_tokens: those that a tiny model's tokenizer must have.
         added_tokens: ids of the tokens that the LLM was given for its data, such as phonemes: their rows are trained
             even where the LLM is not. There is then :func:`llm`.
     """
@@ -33,10 +34,17 @@ class Family:
     name: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     rate: ClassVar[int] = 16000
+    # of Qwen's tokenizer; <|object_ref_start|> is the place of audio in Fun-ASR-Nano
+    special_tokens: ClassVar[tuple[str, ...]] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>")
     added_tokens: Sequence[int] = ()
 
     def __init__(self, folder: str):
         self.folder = folder
+
+    @classmethod
+    def recognises(cls, config: dict) -> bool:
+        """Whether a checkpoint's config.json is of this family."""
+        return config.get("model_type") == cls.name
 
     @classmethod
     def create(cls, sizes: dict, tokenizer: Any, folder: str, format: str) -> None:
@@ -141,4 +149,60 @@ class Generates:
             ``confidences``, the posterior of each; with ``options.nbest``, the answers in ``nbest``, best first, each
             with its ``score``, the mean log posterior of its tokens; with a CTC head, what that reads in ``ctc_text``.
         """
+        raise NotImplementedError
+
+
+class Aligns:
+    """Capability: when each word of a text is spoken. A word that is asked for has two slots, its start and its end.
+
+    B rows, S slots of all rows, K classes.
+
+    Attributes:
+        classes: K.
+        step: seconds of one class.
+    """
+
+    classes: int
+    step: float
+
+    def split(self, text: str, language: str) -> list[str]:
+        """The words of a text, without punctuation. Raises UserError where that takes a package that is not there."""
+        raise NotImplementedError
+
+    def encode(
+        self,
+        wave: np.ndarray,
+        words: list[str],
+        spans: np.ndarray | None = None,
+        marked: list[bool] | None = None,
+        augment: Augment | None = None,
+    ) -> dict:
+        """One row; ``input_ids`` (L,) has its tokens, and ``places``, with spans, the times of its slots in classes.
+
+        Args:
+            wave: (N,) float32 at ``rate``.
+            words: as :meth:`split` makes them.
+            spans: (W, 2) start and end of every word, in seconds.
+            marked: of each word, whether it gets slots; None: all do.
+            augment: what may change the features; None outside training.
+
+        Raises:
+            UserError: the audio lasts longer than the classes reach.
+        """
+        raise NotImplementedError
+
+    def slots(self, batch: dict) -> list[int]:
+        """How many slots each row has."""
+        raise NotImplementedError
+
+    def words(self, batch: dict) -> list[list[str]]:
+        """The words of each row, all of which have slots."""
+        raise NotImplementedError
+
+    def seconds(self, batch: dict) -> list[float]:
+        """How long each row's audio is."""
+        raise NotImplementedError
+
+    def slot_logits(self, model: nn.Module, batch: dict) -> torch.Tensor:
+        """(S, K) of the slots of all rows, in order."""
         raise NotImplementedError

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-# What Qwen's tokenizer has and the families use; the audio placeholder of Fun-ASR-Nano is <|object_ref_start|>.
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>")
+from speechllm.models.base import Family
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer of Qwen's kind: any text round-trips, the given texts come out short."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: Sequence[str] = Family.special_tokens) -> Any:
+    """A byte-level BPE tokenizer of Qwen's kind: any text round-trips, the given texts come out short.
+
+    Args:
+        special: tokens that no text makes; ``<|endoftext|>`` and ``<|im_end|>`` among them.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -19,7 +22,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -5,10 +5,16 @@ from __future__ import annotations
 from speechllm.config import RunConfig
 from speechllm.errors import UserError
 from speechllm.models.base import Family
+from speechllm.tasks.alignment import Alignment
 from speechllm.tasks.base import Task
 from speechllm.tasks.sft import Sft
 
-TASKS: dict[str, type[Task]] = {"sft": Sft}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Sft, Alignment)}
+
+
+def task_of(family: Family) -> str:
+    """The task that a family is for, where nothing says which: the first that it can do."""
+    return next(name for name, task in TASKS.items() if isinstance(family, task.needs))
 
 
 def open_task(name: str, family: Family, config: RunConfig | None = None) -> Task:

@@ -1,0 +1,175 @@
+"""Qwen3-ForcedAligner: audio and its words in, a class of time at each slot out, all slots in one pass.
+
+B rows, L mel frames of 10 ms, T vectors that the LLM hears, S slots of all rows, two per word.
+Qwen3-ASR technical report (Shi et al., 2026); transformers' Qwen3ASRForTokenClassification.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+
+from speechllm.batching import Concat, Pad
+from speechllm.errors import UserError
+from speechllm.models import storage
+from speechllm.models.base import Aligns, Family
+
+AUDIO_START, AUDIO_PAD, AUDIO_END, TIMESTAMP = "<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<timestamp>"
+CONFIG = "config.json"
+
+
+class Qwen3ForcedAligner(Family, Aligns):
+    """Opens transformers' layout (Qwen3-ForcedAligner-0.6B-hf)."""
+
+    name = "qwen3_forced_aligner"
+    formats = ("hf",)
+    special_tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", AUDIO_START, AUDIO_END, AUDIO_PAD, TIMESTAMP)
+
+    def __init__(self, folder: str):
+        from transformers import AutoTokenizer, Qwen3ASRConfig, Qwen3ASRFeatureExtractor
+
+        super().__init__(folder)
+        self.config = Qwen3ASRConfig.from_pretrained(folder)
+        self.extractor = Qwen3ASRFeatureExtractor.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
+        self.classes, self.step = self.config.num_labels, read_step(folder) / 1000
+        self.marks = {token: self.tokenizer.convert_tokens_to_ids(token) for token in self.special_tokens}
+
+    @classmethod
+    def recognises(cls, config):
+        return config.get("model_type") == "qwen3_asr" and "ForTokenClassification" in str(config.get("architectures"))
+
+    @classmethod
+    def create(cls, sizes, tokenizer, folder, format):
+        from transformers import (
+            Qwen3ASRConfig,
+            Qwen3ASRFeatureExtractor,
+            Qwen3ASRForTokenClassification,
+        )
+
+        ids = {"audio_token_id": AUDIO_PAD, "timestamp_token_id": TIMESTAMP, "pad_token_id": "<|endoftext|>"}
+        ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in ids.items()}
+        text = sizes["text_config"] | {"vocab_size": len(tokenizer)}
+        config = Qwen3ASRConfig(**sizes | ids | {"text_config": text})
+        Qwen3ASRForTokenClassification(config).save_pretrained(folder)
+        Qwen3ASRFeatureExtractor(feature_size=config.audio_config.num_mel_bins).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def load(self):
+        from transformers import Qwen3ASRForTokenClassification
+
+        return storage.load(Qwen3ASRForTokenClassification, self.folder, self.folder)
+
+    def stamp(self):
+        return os.stat(os.path.join(self.folder, CONFIG)).st_mtime_ns
+
+    def parts(self, model):
+        return {
+            "audio_encoder": (model.model.audio_tower,),
+            "audio_adaptor": (model.model.multi_modal_projector,),
+            "llm": (model.model.language_model,),
+            "head": (model.score,),
+        }
+
+    def save(self, model, folder, format=""):
+        stored = storage.dtypes(self.folder)
+        state = {name: storage.narrow(tensor.cpu(), stored.get(name)) for name, tensor in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=state)
+        self.extractor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def fields(self, generating):
+        text = {"input_ids": Pad(self.marks["<|endoftext|>"]), "attention_mask": Pad(0)}
+        return text | {"features": Pad(0.0), "features_mask": Pad(0), "places": Concat()}
+
+    # ---- Aligns
+
+    def split(self, text, language):
+        from transformers import Qwen3ASRProcessor
+
+        try:
+            return Qwen3ASRProcessor.split_words_for_alignment(None, text, language)
+        except ImportError as error:
+            raise UserError(f"{error} (the words of {language} are found by that package)") from error
+
+    def encode(self, wave, words, spans=None, marked=None, augment=None):
+        import torch
+
+        seconds, longest = len(wave) / self.rate, self.classes * self.step
+        if seconds > longest:
+            raise UserError(f"{seconds:.1f} s, and the model's classes end at {longest:g} s; cut audio and text")
+        mel = self.log_mel(wave)
+        features = torch.from_numpy(augment.mel(mel) if augment else mel)
+        ids = [self.marks[AUDIO_START], *[self.marks[AUDIO_PAD]] * self.vectors(len(mel)), self.marks[AUDIO_END]]
+        marked = np.ones(len(words), bool) if marked is None else np.array(marked)
+        for word, mark in zip(words, marked.tolist(), strict=True):
+            ids += self.tokenizer.encode(word, add_special_tokens=False) + [self.marks[TIMESTAMP]] * 2 * mark
+        row = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)}
+        if spans is not None:
+            row["places"] = torch.from_numpy(spans[marked].astype(np.float32)).flatten() / self.step
+        return row | {"features": features, "features_mask": torch.ones(len(mel), dtype=torch.long)}
+
+    def log_mel(self, wave: np.ndarray) -> np.ndarray:
+        """Whisper's log-mel spectrogram (L, mel); what is shorter than 0.5 s is filled with zeros, as in qwen-asr."""
+        made = self.extractor(wave, sampling_rate=self.rate, padding=False, n_window=0, return_tensors="np")
+        return np.ascontiguousarray(made["input_features"][0].T)
+
+    def vectors(self, frames: int) -> int:
+        """How many vectors the encoder makes of so many frames."""
+        window = 2 * self.config.audio_config.n_window
+        full, rest = divmod(frames, window)
+        return full * _halved(window) + _halved(rest)
+
+    def slots(self, batch):
+        return batch["input_ids"].eq(self.marks[TIMESTAMP]).sum(1).tolist()
+
+    def words(self, batch):
+        return [self._words(ids) for ids in batch["input_ids"].tolist()]
+
+    def _words(self, ids: list[int]) -> list[str]:
+        """What stands between the slots of one row."""
+        words, word = [], []
+        for token in ids[ids.index(self.marks[AUDIO_END]) + 1 :]:
+            if token != self.marks[TIMESTAMP]:
+                word.append(token)
+            elif word:
+                words.append(self.tokenizer.decode(word))
+                word = []
+        return words
+
+    def seconds(self, batch):
+        return (batch["features_mask"].sum(1) * self.extractor.hop_length / self.rate).tolist()
+
+    def slot_logits(self, model, batch):
+        import torch.nn.functional as F
+
+        features, mask = batch["features"].transpose(1, 2), batch["features_mask"]
+        rest = -features.shape[-1] % (2 * self.config.audio_config.n_window)  # the encoder works by whole chunks
+        hidden = model.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            input_features=F.pad(features, (0, rest)),
+            input_features_mask=F.pad(mask, (0, rest)),
+            use_cache=False,
+        ).last_hidden_state
+        return model.score(model.dropout(hidden[batch["input_ids"].eq(self.marks[TIMESTAMP])]))
+
+
+def _halved(frames: int) -> int:
+    """Frames that three convolutions of stride 2 leave."""
+    for _ in range(3):
+        frames = -(-frames // 2)
+    return frames
+
+
+def read_step(folder: str) -> float:
+    """Milliseconds of a class, from the processor's config; 80 where it does not say."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                if "timestamp_segment_time" in (said := json.load(file)):
+                    return float(said["timestamp_segment_time"])
+    return 80.0
