@@ -122,6 +122,22 @@ def test_the_sample_of_timit(timit, shared_data, tmp_path):
         assert abs(float(one[2]) + float(one[3]) - float(after[2])) < 2e-6
 
 
+def test_timit_with_the_times_of_its_words(timit, tmp_path, shared_data):
+    corpus = shared_data / "timit_sample"
+    if not corpus.is_dir():
+        pytest.skip(f"no {corpus}")
+    timit.main(timit.Options(corpus=str(corpus), output_dir=str(tmp_path), words=True))
+    key = "dr4-maeb0-sa1"
+    assert read_text(tmp_path / "train/text-words")[key] == "she had your dark suit in greasy wash water all year"
+    lines = [line.split() for line in (tmp_path / "train/words.ctm").read_text().splitlines() if line.startswith(key)]
+    had, your = (next(line for line in lines if line[4] == word) for word in ("had", "your"))
+    middle = (9130 + 8590) / 2 / 16000  # `had` ends at sample 9130, `your` starts at 8590
+    assert float(had[2]) + float(had[3]) == pytest.approx(middle) == pytest.approx(float(your[2]))
+    phones = read_text(tmp_path / "test_phone/text")
+    assert phones["dr6-mbma1-si2214-phone"] == read_text(tmp_path / "test/text-phone")["dr6-mbma1-si2214"]
+    assert len(phones) == 24
+
+
 def remove(name):
     return lambda folder: (folder / name).unlink()
 
@@ -136,7 +152,7 @@ def write(name, text):
         (remove("sx1.phn"), "sx1.txt", "no .phn beside it"),
         (remove("sx1.wav"), "sx1.phn", "no .wav beside it"),
         (remove("sx1.txt"), "sx1.phn", "no .txt beside it"),
-        (write("sx1.phn", ""), "sx1.phn:1", "no phones"),
+        (write("sx1.phn", ""), "sx1.phn:1", "no label"),
         (write("sx1.phn", "0 10 h#\n10 20\n"), "sx1.phn:2", "expected, found '10 20'"),
         (write("sx1.phn", "0 10 h#\n20 15 iy\n"), "sx1.phn:2", "expected, found '20 15 iy'"),
         (write("sx1.phn", "0 10 h#\n9 15 iy\n"), "sx1.phn:2", "in samples and in order"),

@@ -5,6 +5,10 @@ training part; as test its core test set of 24 speakers (readme.doc, table 3), a
 of Kaldi's egs/timit. A sample with one folder per speaker (dr1-fvmh0/sa1.phn), such as NLTK's: 3 speakers test, 1 dev,
 the others train.
 
+With ++words=true, for forced alignment, each folder also has text-words and words.ctm of the .wrd files, and there are
+sets train_phone, dev_phone and test_phone, whose words are the labels of the phones. Where one word goes over into the
+next (had-your), its hand-corrected times overlap; the boundary is then put in the middle.
+
 Every speaker reads the sentences sa1 and sa2. They are in neither dev nor test, where a model could know them by heart,
 and, as is usual, not in LDC's train; the small sample's train has them. text-phone has the corpus's 61 labels, pauses
 (h#, pau, epi) and closures among them; phones.ctm has their times.
@@ -18,7 +22,9 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 from speechllm import cli
@@ -28,11 +34,10 @@ from speechllm.formats.corpus import check_count, publish
 log = logging.getLogger("speechllm")
 
 RATE = 16000
-FILE = re.compile(r"(s[aix]\d+)\.(wav|phn|txt)")
+FILE = re.compile(r"(s[aix]\d+)\.(wav|phn|txt|wrd)")
 SPEAKER = re.compile(r".*/(dr\d)[-/]([mf][a-z]{3}\d)")
-PHONE = re.compile(r"(\d+)\s+(\d+)\s+(\S+)\s*")
+LABEL = re.compile(r"(\d+)\s+(\d+)\s+(\S+)\s*")
 SENTENCE = re.compile(r"\d+\s+\d+\s+(\S.*)", re.DOTALL)
-KINDS = ("wav", "phn", "txt")
 LDC = {  # speakers held out of train
     "test": "mdab0 mwbt0 felc0 mtas1 mwew0 fpas0 mjmp0 mlnt0 fpkt0 mlll0 mtls0 fjlm0 "
     "mbpm0 mklt0 fnlp0 mcmj0 mjdh0 fmgd0 mgrt0 mnjm0 fdhc0 mjln0 mpam0 fmld0",
@@ -47,6 +52,23 @@ Files = Mapping[str, Path]
 """Of one utterance, by kind."""
 
 
+class Span(NamedTuple):
+    label: str
+    start: float
+    """Seconds."""
+    end: float
+
+
+class Read(NamedTuple):
+    """One utterance."""
+
+    wav: Path
+    sentence: str
+    phones: list[Span]
+    words: list[Span]
+    """None of them where they were not asked for."""
+
+
 @dataclass
 class Options:
     corpus: str
@@ -55,6 +77,8 @@ class Options:
     """Folder of the sets."""
     max_bad: int = 0
     """Utterances without wav, phn or txt, or with a damaged one, that are left out, listed in corpus.bad."""
+    words: bool = False
+    """Also what forced alignment needs, from the .wrd files."""
 
 
 def main(options: Options) -> None:
@@ -63,14 +87,17 @@ def main(options: Options) -> None:
     found = collect(Path(options.corpus))
     from_ldc = any(part for part, _ in found)
     sets, unused = parted(found, from_ldc)
-    tables = {name: read(utterances, rejects) for name, utterances in sets.items()}
+    kinds = ("wav", "phn", "txt", "wrd") if options.words else ("wav", "phn", "txt")
+    tables = {name: read(utterances, kinds, rejects) for name, utterances in sets.items()}
     rejects.close()
     for name, rows in tables.items():
         if not rows:
             raise UserError(f"{options.corpus}: nobody of {name} is there; give the folder of the whole corpus")
         if from_ldc:
             check_count(name, len(rows), UTTERANCES[name])
-        write(output / name, rows)
+        write(output / name, rows, options.words)
+        if options.words:
+            write_phones(output / f"{name}_phone", rows)
     for reason, count in unused.items():
         log.info("not used: %d utterances, %s", count, reason)
 
@@ -122,37 +149,50 @@ def parted(found: Mapping[tuple[str, str], Files], from_ldc: bool) -> tuple[dict
     return sets, unused
 
 
-def read(utterances: Mapping[str, Files], rejects: Rejects) -> dict[str, tuple[Path, str, list]]:
-    """Wav, sentence and phones (label, start, end; seconds) of every utterance that has them."""
+def read(utterances: Mapping[str, Files], kinds: tuple[str, ...], rejects: Rejects) -> dict[str, Read]:
+    """What every utterance has that has all of ``kinds``."""
     rows = {}
     for key, files in utterances.items():
-        if lack := [kind for kind in KINDS if kind not in files]:
+        if lack := [kind for kind in kinds if kind not in files]:
             there = str(next(iter(files.values())))
             rejects.add(key, there, f"no .{', no .'.join(lack)} beside it; add it, or remove what is there")
             continue
         try:
-            rows[key] = files["wav"], sentence(files["txt"]), phones(files["phn"])
+            said = words(files["wrd"]) if "wrd" in kinds else []
+            rows[key] = Read(files["wav"], sentence(files["txt"]), labels(files["phn"]), said)
         except ValueError as error:
             rejects.add(key, *error.args)
     return rows
 
 
-def phones(path: Path) -> list[tuple[str, float, float]]:
-    """Label, start and end of each line `start end label`, from samples to seconds.
+def labels(path: Path, overlapping: bool = False) -> list[Span]:
+    """Each line `start end label`, from samples to seconds.
 
     Raises:
         ValueError: with place and reason; a line that is not that, or none.
     """
     spans, last = [], 0
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        found = PHONE.fullmatch(line)
-        if not found or not last <= int(found[1]) < int(found[2]):
+        found = LABEL.fullmatch(line)
+        if not found or not (last <= int(found[1]) or overlapping) or int(found[1]) >= int(found[2]):
             reason = f"`start end label`, in samples and in order, expected, found {line!r}; correct the line"
             raise ValueError(f"{path}:{number}", reason)
         last = int(found[2])
-        spans.append((found[3], int(found[1]) / RATE, last / RATE))
+        spans.append(Span(found[3], int(found[1]) / RATE, last / RATE))
     if not spans:
-        raise ValueError(f"{path}:1", "no phones; copy the file anew")
+        raise ValueError(f"{path}:1", "no label; copy the file anew")
+    return spans
+
+
+def words(path: Path) -> list[Span]:
+    """As :func:`labels`; where two words overlap, both times are those of the overlap's middle."""
+    spans = labels(path, overlapping=True)
+    for index, (one, after) in enumerate(pairwise(spans)):
+        if one.end > after.start:
+            middle = (one.end + after.start) / 2
+            spans[index : index + 2] = one._replace(end=middle), after._replace(start=middle)
+            if not spans[index].start < middle < after.end:
+                raise ValueError(f"{path}:{index + 2}", f"{after.label!r} lies within {one.label!r}; correct the times")
     return spans
 
 
@@ -164,16 +204,35 @@ def sentence(path: Path) -> str:
     return " ".join(found[1].split())
 
 
-def write(folder: Path, rows: Mapping[str, tuple[Path, str, list]]) -> None:
+def said(spans: list[Span]) -> str:
+    return " ".join(span.label for span in spans)
+
+
+def write(folder: Path, rows: Mapping[str, Read], with_words: bool) -> None:
     speakers = {key: key.rpartition("-")[0] for key in rows}
     tables = {
-        "text": {key: text for key, (_, text, _) in rows.items()},
-        "text-phone": {key: " ".join(label for label, *_ in spans) for key, (_, _, spans) in rows.items()},
+        "text": {key: row.sentence for key, row in rows.items()},
+        "text-phone": {key: said(row.phones) for key, row in rows.items()},
         "utt2spk": speakers,
-        "wav.scp": {key: str(wav) for key, (wav, _, _) in rows.items()},
+        "wav.scp": {key: str(row.wav) for key, row in rows.items()},
     }
-    publish(folder, tables, {"phones.ctm": {key: spans for key, (_, _, spans) in rows.items()}})
+    ctms = {"phones.ctm": {key: row.phones for key, row in rows.items()}}
+    if with_words:
+        tables["text-words"] = {key: said(row.words) for key, row in rows.items()}
+        ctms["words.ctm"] = {key: row.words for key, row in rows.items()}
+    publish(folder, tables, ctms)
     log.info("%s: %d utterances, %d speakers", folder, len(rows), len(set(speakers.values())))
+
+
+def write_phones(folder: Path, rows: Mapping[str, Read]) -> None:
+    """The set with its phones in the place of words."""
+    phones = {f"{key}-phone": row.phones for key, row in rows.items()}
+    tables = {
+        "text": {key: said(spans) for key, spans in phones.items()},
+        "utt2spk": {f"{key}-phone": key.rpartition("-")[0] for key in rows},
+        "wav.scp": {f"{key}-phone": str(row.wav) for key, row in rows.items()},
+    }
+    publish(folder, tables | {"text-words": tables["text"]}, {"words.ctm": phones})
 
 
 if __name__ == "__main__":
