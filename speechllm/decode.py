@@ -154,6 +154,7 @@ def decode_set(
     seconds, heard = time.monotonic() - started, int(pieced.lengths[left].sum()) / 100
     told, faults = _write(_rows(part, pieced, faults, opened.task), samples, base, output_file)
     told |= {"in_pieces": len(pieced.pieces), "pieces": len(pieced) - len(samples), "model_dir": opened.folder}
+    told["task"] = opened.task.name
     timed = {"seconds": round(seconds, 3), "audio_seconds": heard, "rtf": round(seconds / max(heard, 1e-9), 5)}
     write_json(os.path.join(os.path.dirname(base), "decode.json"), timed | told | provenance())
     part.remove()

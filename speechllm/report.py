@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from html import escape
 from itertools import takewhile
 from pathlib import Path
@@ -40,21 +41,24 @@ def read_json(path: Path, default: Any) -> Any:
         raise UserError(f"{path}: not JSON: {error}; decode the set again") from error
 
 
+def hypotheses(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of hyp.jsonl. Raises UserError for a line that is not a row, or without the file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the folder that tools/decode.py wrote")
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                row["key"].split()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}:{number}: not a row of hyp.jsonl: {error}; decode the set again") from error
+            yield row
+
+
 def unreadable(path: Path) -> dict[str, str]:
-    """From hyp.jsonl, by utterance, why it could not be decoded. Raises UserError for a line that is not a row."""
-    problems = {}
-    if path.is_file():
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                    if row.get("error"):
-                        problems[row["key"]] = row["error"]
-                except (ValueError, KeyError, AttributeError) as error:
-                    raise UserError(
-                        f"{path}:{number}: not a row of hyp.jsonl: {error}; decode the set again"
-                    ) from error
-    return problems
+    """From hyp.jsonl, if it is there, by utterance, why it could not be decoded. Raises UserError as above."""
+    rows = hypotheses(path) if path.is_file() else ()
+    return {row["key"]: row["error"] for row in rows if row.get("error")}
 
 
 def place(decode_dir: str | os.PathLike) -> tuple[str, str]:
@@ -96,9 +100,14 @@ def publish(decode_dir: str | os.PathLike, score: dict[str, Any], body: str, res
 
 
 def headline(score: dict[str, Any]) -> str:
-    """Such as ``WER 3.21 % (95%: 2.50 to 4.02)``."""
+    """Such as ``WER 3.21 % (95%: 2.50 to 4.02)``, and, where it was asked for, the comparison with another decoding."""
     low, high = score["ci95"]
-    return f"{score['metric'].upper()} {score['value']:.2f} {score['unit']} (95%: {low:.2f} to {high:.2f})"
+    text = f"{score['metric'].upper()} {score['value']:.2f} {score['unit']} (95%: {low:.2f} to {high:.2f})"
+    if other := score.get("comparison"):
+        low, high = other["ci95"]
+        text += f"; before {other['before']:.2f}, difference {other['difference']:+.2f}"
+        text += f" (95%: {low:+.2f} to {high:+.2f}), p {other['p']:.2g}"
+    return text
 
 
 def add_result(path: str | os.PathLike, run: str, set_name: str, score: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ LAYERS = [
     ["run", "doctor"],
     ["decode"],
     ["report"],
+    ["views"],
 ]
 RANK = {name: number for number, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / "speechllm").rglob("*.py"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from speechllm.errors import UserError
 from speechllm.metrics.alignment import Counts, ErrorRate, Utterance, refuse_empty, refuse_extra
 from speechllm.metrics.bootstrap import ratio_interval
 from speechllm.metrics.phoneme_error import compare_phonemes
@@ -57,6 +60,21 @@ def compare_texts(references: Mapping[str, str], hypotheses: Mapping[str, str], 
         return compare_phonemes(references, hypotheses, normalizer)
     rows = open_normalizer(normalizer).rows
     return error_rate(rows(references), rows(hypotheses, like=references))
+
+
+def check_summary(path: Path, counts: Mapping[str, int]) -> None:
+    """compute-wer's summary, where there is one, must tell the same counts. Raises UserError where it does not."""
+    if not path.is_file():
+        return
+    found = re.findall(
+        r"^Overall -> .* N=(\d+) Cor=(\d+) Sub=(\d+) Del=(\d+) Ins=(\d+)$", path.read_text("utf-8"), re.M
+    )
+    if not found or [int(number) for number in found[-1]] != list(counts.values()):
+        raise UserError(
+            f"{path}: N Cor Sub Del Ins are {' '.join(found[-1]) if found else 'not there'}, but hyp.txt and the "
+            f"reference give {' '.join(map(str, counts.values()))}; the files are out of step: normalise both again "
+            "(the hypotheses with ++like=<reference>), then run compute-wer"
+        )
 
 
 def summary(result: ErrorRate, normalizer: str) -> dict[str, Any]:

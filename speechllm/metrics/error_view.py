@@ -19,7 +19,7 @@ def worst(result: ErrorRate, number: int) -> list[Utterance]:
     return sorted(wrong, key=lambda utterance: (-utterance.counts.errors, utterance.key))[:number]
 
 
-def _width(text: str) -> int:
+def width(text: str) -> int:
     """Columns that a text takes in a terminal: two for a wide character, none for a combining mark."""
     return sum(1 + (unicodedata.east_asian_width(c) in "FW") for c in text if not unicodedata.combining(c))
 
@@ -39,12 +39,12 @@ def as_text(utterance: Utterance) -> str:
     blocks, used = [["", "", ""]], 0
     for ref, hyp in utterance.pairs:
         cells = (_short(ref or "*"), _short(hyp or "*"), _mark(ref, hyp))
-        width = max(map(_width, cells)) + 1
-        if used and used + width > COLUMNS:
+        room = max(map(width, cells)) + 1
+        if used and used + room > COLUMNS:
             blocks.append(["", "", ""])
             used = 0
-        blocks[-1] = [line + " " * (width - _width(cell)) + cell for line, cell in zip(blocks[-1], cells, strict=True)]
-        used += width
+        blocks[-1] = [line + " " * (room - width(cell)) + cell for line, cell in zip(blocks[-1], cells, strict=True)]
+        used += room
     lines = [(name + line).rstrip() for block in blocks for name, line in zip(LABELS, block, strict=True)]
     return f"{utterance.key}: {counts.errors} error(s), {counts.ref_tokens} reference token(s){note}\n" + "\n".join(
         lines

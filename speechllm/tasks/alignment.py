@@ -75,7 +75,9 @@ class Alignment(Task):
             fixed, kept = boundaries.repair(np.round(classes * family.step * 1000))
             least = 0.0 if options.zero_length else boundaries.SHORTEST
             spans.append(boundaries.apart(np.where(kept, exact, fixed / 1000), least, seconds))
-            told.append({"classes": classes.tolist(), "inversions": boundaries.inversions(classes)})
+            told.append(
+                {"classes": classes.tolist(), "step": family.step, "inversions": boundaries.inversions(classes)}
+            )
         sure = near(posteriors, np.concatenate(spans) / family.step).reshape(-1, 2).min(1)
         confidences = np.split(sure, [stop // 2 for stop in bounds[1:-1]])
         return [
