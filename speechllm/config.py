@@ -135,7 +135,7 @@ class OptimConf:
 class SchedulerConf:
     type: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: float = 0.05
-    """Share of the run's steps in which the learning rate rises."""
+    """Share of the run's steps in which the learning rate rises; 1 or more: so many steps."""
 
 
 @dataclass
@@ -163,7 +163,8 @@ class RunConfig:
     train_data_set_list: str = ""
     """JSONL to train on, or a file that lists several, one path per line."""
     valid_data_set_list: str = ""
-    """JSONL that is decoded to choose the best checkpoint."""
+    """JSONL that is decoded to choose the best checkpoint; empty: 5% of the rows of train_data_set_list, at least 1, at
+    most 200, chosen by their ids and not trained on."""
     output_dir: str = "./outputs"
     dataset_conf: DatasetConf = field(default_factory=DatasetConf)
     train_conf: TrainConf = field(default_factory=TrainConf)

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from speechllm.config import TrainConf
 
+log = logging.getLogger("speechllm")
 steps = logging.getLogger("speechllm.steps")  # one line per log_interval, to the file alone: the screen has the bar
 
 
@@ -20,6 +21,16 @@ class Schedule(TrainerCallback):
     def __init__(self, conf: TrainConf, steps_per_epoch: int):
         self.validate = min(conf.validate_interval or steps_per_epoch, steps_per_epoch)
         self.save = conf.save_checkpoint_interval or self.validate
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        rising = args.get_warmup_steps(state.max_steps)
+        if rising > state.max_steps / 2 and state.is_world_process_zero:
+            log.warning(
+                "the learning rate rises in %d steps, and the run has %d: it will learn little; lower "
+                "scheduler_conf.warmup, or give it as a share such as 0.05",
+                rising,
+                state.max_steps,
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         last = state.global_step >= state.max_steps

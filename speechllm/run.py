@@ -44,9 +44,8 @@ def train(config: RunConfig, score_dev: Callable, notes: Sequence[str] = ()) -> 
     Raises:
         UserError: a fault in the config, the data or the checkpoint.
     """
-    for key in ("train_data_set_list", "valid_data_set_list"):
-        if not getattr(config, key):
-            raise UserError(f"{key} is not set; give a JSONL made by tools/scp2jsonl.py")
+    if not config.train_data_set_list:
+        raise UserError("train_data_set_list is not set; give a JSONL made by tools/scp2jsonl.py")
     if config.train_conf.avg_nbest_model > max(config.train_conf.keep_nbest_models, 1):
         raise UserError(
             "train_conf.avg_nbest_model is more than train_conf.keep_nbest_models; keep as many as you average"
@@ -57,7 +56,7 @@ def train(config: RunConfig, score_dev: Callable, notes: Sequence[str] = ()) -> 
     for note in notes:
         log.info("%s", note)
     share_cores(config.dataset_conf.num_workers)
-    data, dev = JsonlFile(config.train_data_set_list), JsonlFile(config.valid_data_set_list)
+    data, dev = open_data(config)
     set_seed(config.train_conf.seed)
     family = open_family(config.family, hub.resolve(config.model, config.hub))
     task = open_task(config.task, family, config)
@@ -83,6 +82,21 @@ def train(config: RunConfig, score_dev: Callable, notes: Sequence[str] = ()) -> 
         log.info("stopped by SIGTERM, all is saved; the same command goes on from %s", checkpoint.checkpoints(out)[-1])
         sys.exit(128 + signal.SIGTERM)
     finish(trainer, data.prompts.most_common(1)[0][0], validate)
+
+
+def open_data(config: RunConfig) -> tuple[JsonlFile, JsonlFile]:
+    """What is trained on, and the dev set; where none is given, a part of the first is held out as such."""
+    data = JsonlFile(config.train_data_set_list)
+    if config.valid_data_set_list:
+        return data, JsonlFile(config.valid_data_set_list)
+    train, dev = data.hold_out()
+    log.info(
+        "valid_data_set_list is not set: %d of the %d rows of %s are held out, and make the dev set",
+        len(dev),
+        len(data),
+        config.train_data_set_list,
+    )
+    return train, dev
 
 
 def share_cores(workers: int) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from speechllm.errors import UserError
-from speechllm.formats import chatml
+from speechllm.formats import jsonl
 from speechllm.formats.chatml import to_row
 from speechllm.formats.jsonl import JsonlFile
 from speechllm.formats.prompts import asr_prompt
@@ -101,7 +101,7 @@ def test_the_first_id_that_stands_twice_is_named(tmp_path):
 
 
 def test_ids_of_equal_hashes_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(chatml, "hash", len, raising=False)
+    monkeypatch.setattr(jsonl, "digest", len)
     rows = [row(key) for key in ("a", "b", "cc", "d", "ee")]
     assert len(JsonlFile(write(tmp_path / "x.jsonl", *rows))) == 5
     with pytest.raises(UserError, match=r"x\.jsonl:6: utterance b stands on line 2 already"):

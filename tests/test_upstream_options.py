@@ -1,4 +1,4 @@
-"""The options of Fun-ASR's trainer: each honoured, or refused by name."""
+"""The options of Fun-ASR's trainer, and what is said of other programs' options: each honoured, or refused by name."""
 
 import importlib.util
 import re
@@ -85,6 +85,7 @@ def test_freeze_false_beside_lora_is_told():
         ("++llm_conf.llm_dtype=bf16", "train_conf.dtype", "bfloat16"),
         ("++llm_conf.activation_checkpoint=true", "train_conf.gradient_checkpointing", True),
         ("++use_fsdp=true", "train_conf.use_fsdp", True),
+        ("++scheduler_conf.warmup_steps=100", "scheduler_conf.warmup", 100),
         ("++deepspeed_config=a b.json", "train_conf.deepspeed_config", "a b.json"),
         ("++hub=huggingface", "hub", "hf"),
         ("++hub=hf", "hub", "hf"),
@@ -111,7 +112,6 @@ def test_other_names_and_spellings_are_understood(word, key, value):
         ("++dataset_conf.batch_size_sample_max=10", "dataset_conf.batch_size"),
         ("++dataset_conf.max_token_length=2000", "no row is left out for its length"),
         ("++dataset_conf.shuffle=false", "always shuffled"),
-        ("++scheduler_conf.warmup_steps=100", "scheduler_conf.warmup"),
         ("++train_conf.use_fp16=true", "train_conf.dtype=bfloat16"),
         ("++device=cpu", "CUDA_VISIBLE_DEVICES"),
         ("++ctc_weight=0.3", "CTC"),
@@ -163,6 +163,10 @@ def test_auto_and_a_typed_flag_contradict_each_other(tmp_path):
 def test_the_table_hides_no_option_of_ours(key):
     with pytest.raises(UserError, match=f"unknown option {key}"):
         cli.parse(RunConfig, [f"++{key}=1"])
+
+
+def test_no_option_belongs_to_two_programs():
+    assert sum(len(options) for options in upstream.PROGRAMS.values()) == len(upstream.OPTIONS)
 
 
 def read_by_funasr():

@@ -1,6 +1,7 @@
 """Fine-tune a model: --config conf/x.yaml, then ++key=value for what differs.
 
-The options of Fun-ASR's own trainer are taken too: speechllm/upstream.py says how each is honoured, or why not.
+The options of Fun-ASR's own trainer are taken too, and the keys of a YAML that is published for Qwen3-ForcedAligner:
+speechllm/upstream says how each is honoured, or why not.
 """
 
 import os

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import itertools
 import json
 import os
@@ -18,6 +20,7 @@ from speechllm.formats.prompts import without_hotwords
 from speechllm.sample import Prompt, Sample
 
 COUNTED_PROMPTS = 1000
+HELD_OUT, MOST_HELD_OUT = 0.05, 200  # share of the rows, and rows
 
 # The key that tells a format, and its reader: (row, where, key where the row has none) -> Sample.
 READERS = {"messages": chatml.from_row, "audio_path": aligner.from_row}
@@ -39,7 +42,7 @@ def read_row(row: object, where: str, key: str) -> Sample:
 class JsonlFile(Sequence):
     """JSONL files as one sequence of Samples, each read from disk when asked for.
 
-    Opening reads every file once, to check every row and to note its place and lengths: 20 bytes per row stay in
+    Opening reads every file once, to check every row and to note its place and lengths: 24 bytes per row stay in
     memory, in arrays, which forked workers share.
 
     Args:
@@ -62,23 +65,22 @@ class JsonlFile(Sequence):
         self._files = _listed(self.path)
         self._stems = _stems(self._files)
         self._firsts: list[int] = []  # of each file, its first row
-        self._lines, self._offsets = array("i"), array("q")
-        hashes = array("q")
+        self._lines, self._offsets, self._hashes = array("i"), array("q"), array("I")
         for file in range(len(self._files)):
             self._firsts.append(len(self))
-            self._index(file, hashes)
+            self._index(file)
             if len(self) == self._firsts[-1]:
                 raise UserError(f"{self._files[file]}: no row in the file; make it with tools/scp2jsonl.py")
-        self._check_keys(np.frombuffer(hashes, np.int64))
+        self._check_keys(np.asarray(self._hashes))
 
-    def _index(self, file: int, hashes: array) -> None:
-        """Check one file's rows and note where they are; ``hashes`` takes those of their ids."""
+    def _index(self, file: int) -> None:
+        """Check one file's rows and note where they are."""
         offset = 0
         with open(self._files[file], "rb") as rows:
             for number, line in enumerate(rows, 1):
                 if line.strip():
                     sample = self._parse(line, file, number)
-                    hashes.append(hash(sample.key))
+                    self._hashes.append(digest(sample.key))
                     prompt = without_hotwords(sample.prompt)
                     if prompt in self.prompts or len(self.prompts) < COUNTED_PROMPTS:
                         self.prompts[prompt] += 1
@@ -89,7 +91,7 @@ class JsonlFile(Sequence):
                 offset += len(line)
 
     def _check_keys(self, hashes: np.ndarray) -> None:
-        """Raise at the first row whose id stands before it. Rows of equal hashes are read again: (rows,) int64."""
+        """Raise at the first row whose id stands before it. Rows of equal hashes are read again: (rows,) uint32."""
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]
         for row in np.sort(order[1:][ordered[1:] == ordered[:-1]]):
@@ -111,6 +113,34 @@ class JsonlFile(Sequence):
             raise UserError(f"{where}: not JSON: {error}; mend or remove the line") from error
         return read_row(row, where, f"{self._stems[file]}-{number:07d}")
 
+    def hold_out(self) -> tuple[JsonlFile, JsonlFile]:
+        """The rows in two parts, to train on and to choose the best checkpoint by: 5% of them, at least 1, at most 200.
+
+        Their ids decide, whatever their order: those whose hashes are the lowest are held out.
+
+        Raises:
+            UserError: there is one row alone.
+        """
+        if len(self) < 2:
+            raise UserError(f"{self.path}: one row, and none to hold out; add rows, or set valid_data_set_list")
+        hashes = np.asarray(self._hashes)
+        count = min(max(round(len(self) * HELD_OUT), 1), MOST_HELD_OUT)
+        held = hashes <= np.partition(hashes, count - 1)[count - 1]
+        return self._part(~held), self._part(held)
+
+    def _part(self, chosen: np.ndarray) -> JsonlFile:
+        """Some of the rows, in their order; ``prompts`` stays that of all.
+
+        Args:
+            chosen: (rows,) bool.
+        """
+        part = copy.copy(self)
+        for name in ("speech_lengths", "text_lengths", "_lines", "_offsets", "_hashes"):
+            whole = getattr(self, name)
+            setattr(part, name, array(whole.typecode, np.asarray(whole)[chosen].tobytes()))
+        part._firsts = np.append(0, chosen.cumsum())[self._firsts].tolist()
+        return part
+
     @property
     def sizes(self) -> np.ndarray:
         """(rows,) what a batch's budget counts, as upstream's batches: frames of 10 ms plus tokens of the text."""
@@ -125,6 +155,11 @@ class JsonlFile(Sequence):
         with open(self._files[file], "rb") as rows:
             rows.seek(self._offsets[index])
             return self._parse(rows.readline(), file, self._lines[index])
+
+
+def digest(key: str) -> int:
+    """Hash of an id, of 32 bits, the same in every process; its low values are as good a draw as any."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big")
 
 
 def _listed(path: str) -> list[str]:

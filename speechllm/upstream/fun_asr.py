@@ -1,37 +1,13 @@
-"""Options that Fun-ASR's trainer (funasr-train-ds) takes and ours does not have: each is honoured, or refused by name.
+"""Fun-ASR's trainer (funasr-train-ds).
 
 Facts: Fun-ASR's finetune.sh, funasr's bin/train_ds.py, train_utils/trainer_ds.py, datasets and schedulers (1.4.16).
-Options of the same name stand in speechllm/config.py; what stands in neither is an unknown option.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from speechllm.upstream.rules import Note, Refuse, Rule, Use
 
-from speechllm.errors import UserError
-
-
-class Note(NamedTuple):
-    """Honoured without doing anything."""
-
-    why: str
-
-
-class Use(NamedTuple):
-    """Honoured by other options; ``{}`` stands for the value."""
-
-    words: str
-    last: bool = False  # whatever stands after it on the command line
-
-
-class Refuse(NamedTuple):
-    mend: str
-
-
-Rule = Note | Use | Refuse
+PROGRAM = "Fun-ASR's trainer"
 
 BUDGET = Refuse("dataset_conf.batch_size alone bounds a batch; with dataset_conf.batch_type=example it counts rows")
 LENGTHS = Refuse("no row is left out for its length; take such rows out of the JSONL by speech_length and text_length")
@@ -131,9 +107,7 @@ OPTIONS: dict[str, Rule | dict[str, Rule]] = {
         "*": Refuse("AdamW is the one optimiser, and with optim_conf.weight_decay=0 it is Adam; leave it out"),
     },
     "scheduler": Refuse("use scheduler_conf.type and scheduler_conf.warmup"),
-    "scheduler_conf.warmup_steps": Refuse(
-        "use scheduler_conf.warmup, the share of the run's steps in which the learning rate rises"
-    ),
+    "scheduler_conf.warmup_steps": Use("scheduler_conf.warmup={}"),
     "train_conf.grad_clip_type": {
         **dict.fromkeys(["2", "2.0"], Note("train_conf.grad_clip is such a norm")),
         "*": Refuse("train_conf.grad_clip is a norm of order 2; leave it out"),
@@ -156,115 +130,3 @@ OPTIONS: dict[str, Rule | dict[str, Rule]] = {
     "config_path": Refuse("give a YAML with --config FILE"),
     "config_name": Refuse("give a YAML with --config FILE"),
 }
-
-
-class Given(NamedTuple):
-    """An option as it was given; ``key`` is empty for a word that sets none."""
-
-    key: str
-    value: str
-    words: list[str]
-    file: str = ""  # the YAML it stands in
-
-
-def translate(words: list[str]) -> list[str]:
-    """The command line, with Fun-ASR's options turned into ours; also those in the YAML of ``--config``.
-
-    Raises:
-        UserError: an option that cannot be honoured, or two that contradict each other.
-    """
-    given = list(_given(words))
-    _refuse_contradictions(given)
-    early, late = [], []
-    for one in given:
-        rule = _rule(one)
-        if rule is None:
-            early += one.words
-        elif isinstance(rule, Refuse):
-            place = f"{one.file}: " if one.file else ""
-            raise UserError(
-                f"{place}{one.key}={one.value} is an option of Fun-ASR's trainer, not taken here: {rule.mend}"
-            )
-        elif isinstance(rule, Use):
-            (late if rule.last else early).extend(f"--{word}" for word in _filled(rule, one))
-    return early + late
-
-
-def notes(words: list[str]) -> list[str]:
-    """How each of Fun-ASR's options is honoured, a line each; for words that :func:`translate` takes."""
-    given = list(_given(words))
-    values = {one.key: one.value.lower() for one in given}
-    told = []
-    for one in given:
-        rule, part = _rule(one), one.key.removesuffix(".freeze")
-        if rule:
-            told.append((one, " ".join(_filled(rule, one)) if isinstance(rule, Use) else rule.why))
-        elif one.key != part and one.value.lower() == "false" and values.get(f"{part}.use_lora") == "true":
-            told.append((one, "its low-rank updates are trained, its weights kept, since use_lora=true"))
-    return [f"{one.key}={one.value}: {text}" for one, text in told]
-
-
-def _rule(one: Given) -> Rule | None:
-    rule = OPTIONS.get(one.key)
-    return rule.get(one.value.lower(), rule.get("*")) if isinstance(rule, dict) else rule
-
-
-def _filled(rule: Use, one: Given) -> list[str]:
-    return [word.format(one.value) for word in rule.words.split()]
-
-
-def _refuse_contradictions(given: list[Given]) -> None:
-    values = {one.key: one.value.lower() for one in given}
-    lora_only = values.get("lora_only") == "true"
-    if lora_only and not any(key.endswith("_conf.use_lora") and value == "true" for key, value in values.items()):
-        raise UserError("lora_only=true freezes all but LoRA, and no part has it; add llm_conf.use_lora=true")
-    if values.get("freeze_policy") == "auto":
-        typed = [one.key for one in given if one.key.endswith("_conf.freeze") and not one.file]
-        for key in typed + ["lora_only"] * lora_only:
-            raise UserError(f"freeze_policy=auto decides what is frozen, and so does {key}; give one of them")
-
-
-def _given(words: list[str]) -> Iterator[Given]:
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        option = re.fullmatch(r"(\+\+|--)([A-Za-z][\w.\-]*)(?:=(.*))?", word, re.DOTALL)
-        if not option:
-            yield Given("", "", [word])
-            continue
-        key, value, said = option[2].replace("-", "_"), option[3], [word]
-        if value is None and rest and not rest[0].startswith(("++", "--")):
-            value = rest.pop(0)
-            said.append(value)
-        elif value and option[1] == "++" and value[0] in "'\"" and value[0] == value[1:][-1:]:
-            value = value[1:-1]  # hydra takes quotes off
-            said = [f"++{key}={value}"]
-        inside = list(_yaml(value)) if key == "config" and value else []
-        if any(_rule(one) for one in inside):
-            yield from inside
-        else:  # the parser reads the file, and its messages name it
-            yield Given(key, value or "", said)
-            yield from (one._replace(words=[]) for one in inside)
-
-
-def _yaml(path: str) -> Iterator[Given]:
-    """The options in a YAML; none where it cannot be read, which the parser will say."""
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return
-    for key, value in _leaves(tree, ""):
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield Given(key, text, [f"--{key}={text}"], path)
-
-
-def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """``a.b`` and its value, for every value in nested dicts."""
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
