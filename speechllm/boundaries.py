@@ -77,7 +77,7 @@ def repair(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def apart(times: np.ndarray, least: float, longest: float) -> np.ndarray:
     """The nearest times (in squares) at which every word lasts ``least`` and none begins before the one before it ends.
 
-    With each word's part of ``least`` taken off, that is isotonic regression.
+    With each word's part of ``least`` taken off, that is isotonic regression, cut off at both ends of the audio.
 
     Args:
         times: (2W,) seconds.
@@ -89,4 +89,4 @@ def apart(times: np.ndarray, least: float, longest: float) -> np.ndarray:
     least = min(least, longest / max(len(times) // 2, 1))
     taken = least * ((np.arange(len(times)) + 1) // 2)
     room = longest - (taken[-1] if len(taken) else 0.0)
-    return isotonic_regression(np.clip(times - taken, 0.0, room)).x + taken
+    return np.clip(isotonic_regression(times - taken).x, 0.0, room) + taken

@@ -16,8 +16,8 @@ class Options:
     """A finished run, a run's checkpoint-N, a folder or a hub name."""
     output_dir: str
     """Folder of the new checkpoint; it must not hold anything."""
-    format: Literal["funasr", "hf"] = "funasr"
-    """funasr: config.yaml and model.pt, which funasr.AutoModel opens; hf: config.json and model.safetensors."""
+    format: Literal["funasr", "hf", "qwen"] = "funasr"
+    """funasr: config.yaml and model.pt, which funasr.AutoModel opens; hf: transformers'; qwen: qwen-asr's aligner."""
     hub: Literal["ms", "hf"] = "ms"
     """Where a hub name is looked up: ModelScope or Hugging Face."""
 

@@ -6,8 +6,8 @@ Qwen3-ASR technical report (Shi et al., 2026); transformers' Qwen3ASRForTokenCla
 
 from __future__ import annotations
 
-import json
 import os
+import tempfile
 
 import numpy as np
 
@@ -15,35 +15,51 @@ from speechllm.batching import Concat, Pad
 from speechllm.errors import UserError
 from speechllm.models import storage
 from speechllm.models.base import Aligns, Family
-
-AUDIO_START, AUDIO_PAD, AUDIO_END, TIMESTAMP = "<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<timestamp>"
-CONFIG = "config.json"
+from speechllm.models.qwen3_forced_aligner import layouts
+from speechllm.models.qwen3_forced_aligner.config import AUDIO_END, AUDIO_PAD, AUDIO_START, AUDIO_TOKENS, TIMESTAMP
 
 
 class Qwen3ForcedAligner(Family, Aligns):
-    """Opens transformers' layout (Qwen3-ForcedAligner-0.6B-hf)."""
+    """Opens transformers' layout (Qwen3-ForcedAligner-0.6B-hf) and the original one (Qwen3-ForcedAligner-0.6B).
+
+    The model is transformers' class either way.
+
+    Attributes:
+        format: the layout that was opened, one of ``formats``.
+    """
 
     name = "qwen3_forced_aligner"
-    formats = ("hf",)
+    formats = layouts.FORMATS
     special_tokens = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", AUDIO_START, AUDIO_END, AUDIO_PAD, TIMESTAMP)
 
     def __init__(self, folder: str):
-        from transformers import AutoTokenizer, Qwen3ASRConfig, Qwen3ASRFeatureExtractor
+        from transformers import AutoTokenizer, Qwen3ASRFeatureExtractor
 
         super().__init__(folder)
-        self.config = Qwen3ASRConfig.from_pretrained(folder)
+        self.format, self.config, milliseconds = layouts.open_config(folder)
         self.extractor = Qwen3ASRFeatureExtractor.from_pretrained(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
-        self.classes, self.step = self.config.num_labels, read_step(folder) / 1000
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, **AUDIO_TOKENS)
+        self.classes, self.step = self.config.num_labels, milliseconds / 1000
+        words = self.tokenizer.get_vocab()
+        lacking = [token for token in (AUDIO_START, AUDIO_PAD, AUDIO_END, TIMESTAMP) if token not in words]
+        if lacking:
+            raise UserError(f"{folder}: the tokenizer has no {', '.join(lacking)}; put that of a forced aligner there")
         self.marks = {token: self.tokenizer.convert_tokens_to_ids(token) for token in self.special_tokens}
+        said = {AUDIO_PAD: self.config.audio_token_id, TIMESTAMP: self.config.timestamp_token_id}
+        wrong = [
+            f"{token} is {self.marks[token]}, not {said[token]}" for token in said if self.marks[token] != said[token]
+        ]
+        if wrong:
+            raise UserError(f"{folder}: the tokenizer is of another model than config.json: {', '.join(wrong)}")
 
     @classmethod
     def recognises(cls, config):
-        return config.get("model_type") == "qwen3_asr" and "ForTokenClassification" in str(config.get("architectures"))
+        return config.get("model_type") == "qwen3_asr"  # of a recogniser too, which is then refused by that name
 
     @classmethod
     def create(cls, sizes, tokenizer, folder, format):
         from transformers import (
+            AutoTokenizer,
             Qwen3ASRConfig,
             Qwen3ASRFeatureExtractor,
             Qwen3ASRForTokenClassification,
@@ -53,17 +69,24 @@ class Qwen3ForcedAligner(Family, Aligns):
         ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in ids.items()}
         text = sizes["text_config"] | {"vocab_size": len(tokenizer)}
         config = Qwen3ASRConfig(**sizes | ids | {"text_config": text})
-        Qwen3ASRForTokenClassification(config).save_pretrained(folder)
-        Qwen3ASRFeatureExtractor(feature_size=config.audio_config.num_mel_bins).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        extractor = Qwen3ASRFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
+        state = Qwen3ASRForTokenClassification(config).state_dict()
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer.save_pretrained(scratch)
+            named = AutoTokenizer.from_pretrained(scratch, **AUDIO_TOKENS)
+        layouts.describe(folder, format, config, named, extractor, layouts.STEP)
+        layouts.write_weights(folder, format, state)
 
     def load(self):
         from transformers import Qwen3ASRForTokenClassification
 
-        return storage.load(Qwen3ASRForTokenClassification, self.folder, self.folder)
+        if self.format == "hf":
+            return storage.load(Qwen3ASRForTokenClassification, self.folder, self.folder)
+        state = layouts.read_weights(self.folder)
+        return storage.load(Qwen3ASRForTokenClassification, None, self.folder, config=self.config, state_dict=state)
 
     def stamp(self):
-        return os.stat(os.path.join(self.folder, CONFIG)).st_mtime_ns
+        return os.stat(os.path.join(self.folder, layouts.CONFIG)).st_mtime_ns
 
     def parts(self, model):
         return {
@@ -74,23 +97,26 @@ class Qwen3ForcedAligner(Family, Aligns):
         }
 
     def save(self, model, folder, format=""):
-        stored = storage.dtypes(self.folder)
+        """Tensors that were not trained keep their type and bytes; what training changed stays in float32."""
+        stored = {layouts.renamed(name, "hf"): kind for name, kind in storage.dtypes(self.folder).items()}
         state = {name: storage.narrow(tensor.cpu(), stored.get(name)) for name, tensor in model.state_dict().items()}
-        model.save_pretrained(folder, state_dict=state)
-        self.extractor.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        layouts.write(folder, format or self.format, state, self.folder, self)
 
     def fields(self, generating):
         text = {"input_ids": Pad(self.marks["<|endoftext|>"]), "attention_mask": Pad(0)}
-        return text | {"features": Pad(0.0), "features_mask": Pad(0), "places": Concat()}
+        audio = {"features": Pad(0.0), "features_mask": Pad(0)}
+        return text | audio | {"places": Concat(), "letters": Pad(0), "duration": Concat()}
 
     # ---- Aligns
 
     def split(self, text, language):
         from transformers import Qwen3ASRProcessor
+        from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
 
         try:
-            return Qwen3ASRProcessor.split_words_for_alignment(None, text, language)
+            return Qwen3ASRProcessor.split_words_for_alignment(
+                None, text, LANGUAGE_CODE_TO_NAME.get(language, language)
+            )
         except ImportError as error:
             raise UserError(f"{error} (the words of {language} are found by that package)") from error
 
@@ -109,10 +135,13 @@ class Qwen3ForcedAligner(Family, Aligns):
         row = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)}
         if spans is not None:
             row["places"] = torch.from_numpy(spans[marked].astype(np.float32)).flatten() / self.step
+        else:  # for the answer: tokens give the words back in normal form C only, the mask counts zeros filled in
+            row["letters"] = torch.tensor([ord(letter) for letter in "\n".join(words)])
+            row["duration"] = torch.tensor([seconds], dtype=torch.float64)
         return row | {"features": features, "features_mask": torch.ones(len(mel), dtype=torch.long)}
 
     def log_mel(self, wave: np.ndarray) -> np.ndarray:
-        """Whisper's log-mel spectrogram (L, mel); what is shorter than 0.5 s is filled with zeros, as in qwen-asr."""
+        """Whisper's log-mel spectrogram (L, mel); what is shorter than 0.5 s is filled with zeros first."""
         made = self.extractor(wave, sampling_rate=self.rate, padding=False, n_window=0, return_tensors="np")
         return np.ascontiguousarray(made["input_features"][0].T)
 
@@ -126,21 +155,10 @@ class Qwen3ForcedAligner(Family, Aligns):
         return batch["input_ids"].eq(self.marks[TIMESTAMP]).sum(1).tolist()
 
     def words(self, batch):
-        return [self._words(ids) for ids in batch["input_ids"].tolist()]
-
-    def _words(self, ids: list[int]) -> list[str]:
-        """What stands between the slots of one row."""
-        words, word = [], []
-        for token in ids[ids.index(self.marks[AUDIO_END]) + 1 :]:
-            if token != self.marks[TIMESTAMP]:
-                word.append(token)
-            elif word:
-                words.append(self.tokenizer.decode(word))
-                word = []
-        return words
+        return ["".join(map(chr, row)).rstrip("\0").split("\n") for row in batch["letters"].tolist()]
 
     def seconds(self, batch):
-        return (batch["features_mask"].sum(1) * self.extractor.hop_length / self.rate).tolist()
+        return batch["duration"].tolist()
 
     def slot_logits(self, model, batch):
         import torch.nn.functional as F
@@ -162,14 +180,3 @@ def _halved(frames: int) -> int:
     for _ in range(3):
         frames = -(-frames // 2)
     return frames
-
-
-def read_step(folder: str) -> float:
-    """Milliseconds of a class, from the processor's config; 80 where it does not say."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                if "timestamp_segment_time" in (said := json.load(file)):
-                    return float(said["timestamp_segment_time"])
-    return 80.0
