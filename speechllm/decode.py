@@ -139,7 +139,7 @@ def decode_set(
     os.makedirs(os.path.dirname(base) or ".", exist_ok=True)
     started = time.monotonic()
     pieced, faults = _in_pieces(opened, samples, lengths, options, f"{base}.audio")
-    part = Part(f"{base}.part", _fingerprint(opened, pieced, options), len(pieced))
+    part = Part(f"{base}.part", fingerprint(opened, pieced, options), len(pieced))
     wanted = np.ones(len(pieced), bool)
     wanted[[*pieced.pieces, *faults]] = False
     left = np.flatnonzero(wanted & (part.places < 0))
@@ -270,11 +270,11 @@ class Part:
         os.remove(self.path)
 
 
-def _fingerprint(opened: Any, samples: Sequence[Sample], options: DecodeOptions) -> dict:
+def fingerprint(opened: Any, samples: Sequence[Sample], options: DecodeOptions) -> dict:
     """What must be the same for a part-file to be gone on from; the pieces of long audio count as samples."""
     said = hashlib.sha256()
     for sample in samples:
-        said.update(repr((sample.key, sample.clip, sample.prompt)).encode())
+        said.update(repr((sample.key, sample.clip, sample.prompt, sample.text, sample.language)).encode())
     return {
         "data": said.hexdigest(),
         "model": [opened.folder, opened.stamp],

@@ -26,6 +26,7 @@ LAYERS = [
     ["trainer"],
     ["run", "doctor"],
     ["decode"],
+    ["pseudo_labels"],
     ["report"],
     ["views"],
 ]

@@ -18,14 +18,19 @@ ROUNDED = 0.002  # s that a word may start before its neighbour ends, as times a
 SLACK = 0.05  # s that a word may end after the audio, as times and lengths are rounded
 
 
-def to_row(sample: Sample) -> dict:
-    """The JSON object of one utterance, in the published key order, then ours."""
+def to_row(sample: Sample, confidences: list[float] | None = None) -> dict:
+    """The JSON object of one utterance, in the published key order, then ours.
+
+    Args:
+        confidences: of each word, where a model gave the times.
+    """
     clip = sample.clip
     row = {"audio_path": clip.source, "text": sample.text, "timestamps": [list(span) for span in sample.spans or ()]}
     if clip.start or clip.end is not None:
         row |= {"start": clip.start, "end": clip.end}
     row |= {"key": sample.key, "speech_length": sample.speech_length}
-    return row | ({"language": sample.language} if sample.language else {})
+    row |= {"language": sample.language} if sample.language else {}
+    return row | ({} if confidences is None else {"confidences": confidences})
 
 
 def from_row(row: dict, where: str, key: str) -> Sample:

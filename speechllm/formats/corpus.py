@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from speechllm.errors import Rejects, UserError
 from speechllm.files import atomic_write
 from speechllm.formats.kaldi import Table, write_table
+from speechllm.formats.times import ctm
+from speechllm.formats.times.word import Word
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +120,7 @@ def write_ctm(path: Path, spans: Spans) -> None:
     with atomic_write(path) as file:
         for key in sorted(spans):
             for label, start, end in spans[key]:
-                file.write(f"{key} 1 {start:.6f} {round(end, 6) - round(start, 6):.6f} {label}\n")
+                file.write(ctm.line(key, Word(label, start, end)))
 
 
 def write_wav(path: str | os.PathLike, samples: np.ndarray, rate: int) -> None:

@@ -17,6 +17,7 @@ from speechllm.models import storage
 from speechllm.models.base import Aligns, Family
 from speechllm.models.qwen3_forced_aligner import layouts
 from speechllm.models.qwen3_forced_aligner.config import AUDIO_END, AUDIO_PAD, AUDIO_START, AUDIO_TOKENS, TIMESTAMP
+from speechllm.text.words import split
 
 
 class Qwen3ForcedAligner(Family, Aligns):
@@ -110,15 +111,7 @@ class Qwen3ForcedAligner(Family, Aligns):
     # ---- Aligns
 
     def split(self, text, language):
-        from transformers import Qwen3ASRProcessor
-        from transformers.models.qwen3_asr.processing_qwen3_asr import LANGUAGE_CODE_TO_NAME
-
-        try:
-            return Qwen3ASRProcessor.split_words_for_alignment(
-                None, text, LANGUAGE_CODE_TO_NAME.get(language, language)
-            )
-        except ImportError as error:
-            raise UserError(f"{error} (the words of {language} are found by that package)") from error
+        return split(text, language)
 
     def encode(self, wave, words, spans=None, marked=None, augment=None):
         import torch
