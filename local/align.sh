@@ -1,10 +1,10 @@
 # align.sh: what the alignment recipes share. Sourced after stages.sh; uses $data and $nproc.
 # shellcheck shell=bash disable=SC2154  # the recipe's variables
 
-# times_jsonl DIR TEXT LANGUAGE: DIR.jsonl of the folder's wav.scp, its table TEXT and words.ctm.
+# times_jsonl DIR TEXT LANGUAGE [OPTION ...]: DIR.jsonl of the folder's wav.scp, its table TEXT and words.ctm.
 times_jsonl() {
   "$PYTHON" "$root/tools/prepare_aligner_data.py" ++scp_file="$1/wav.scp" ++transcript_file="$1/$2" \
-    ++ctm_file="$1/words.ctm" ++language="$3" ++output_file="$1.jsonl"
+    ++ctm_file="$1/words.ctm" ++language="$3" ++output_file="$1.jsonl" "${@:4}"
 }
 
 # train_aligner RUN...: checks the run, then trains it.

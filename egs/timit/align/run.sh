@@ -40,7 +40,7 @@ fi
 
 if stage 1 "JSONL of every set"; then
   for set in train train_phone dev "${tests[@]}"; do
-    times_jsonl "$data/$set" text-words English
+    times_jsonl "$data/$set" text-words English ++overlap=0.15 # a word may go over into the next
   done
   printf '%s.jsonl\n' train train_phone >"$data/train.list"
 fi

@@ -7,11 +7,7 @@ the others train.
 
 With ++words=true, for forced alignment, each folder also has text-words and words.ctm of the .wrd files, and there are
 sets train_phone, dev_phone and test_phone, whose words are the labels of the phones. Where one word goes over into the
-next (had-your), its hand-corrected times overlap; the boundary is then put in the middle.
-
-Every speaker reads the sentences sa1 and sa2. They are in neither dev nor test, where a model could know them by heart,
-and, as is usual, not in LDC's train; the small sample's train has them. text-phone has the corpus's 61 labels, pauses
-(h#, pau, epi) and closures among them; phones.ctm has their times.
+next (had-your), its hand-corrected times overlap.
 """
 
 from __future__ import annotations
@@ -22,7 +18,6 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +153,7 @@ def read(utterances: Mapping[str, Files], kinds: tuple[str, ...], rejects: Rejec
             rejects.add(key, there, f"no .{', no .'.join(lack)} beside it; add it, or remove what is there")
             continue
         try:
-            said = words(files["wrd"]) if "wrd" in kinds else []
+            said = labels(files["wrd"], overlapping=True) if "wrd" in kinds else []
             rows[key] = Read(files["wav"], sentence(files["txt"]), labels(files["phn"]), said)
         except ValueError as error:
             rejects.add(key, *error.args)
@@ -181,18 +176,6 @@ def labels(path: Path, overlapping: bool = False) -> list[Span]:
         spans.append(Span(found[3], int(found[1]) / RATE, last / RATE))
     if not spans:
         raise ValueError(f"{path}:1", "no label; copy the file anew")
-    return spans
-
-
-def words(path: Path) -> list[Span]:
-    """As :func:`labels`; where two words overlap, both times are those of the overlap's middle."""
-    spans = labels(path, overlapping=True)
-    for index, (one, after) in enumerate(pairwise(spans)):
-        if one.end > after.start:
-            middle = (one.end + after.start) / 2
-            spans[index : index + 2] = one._replace(end=middle), after._replace(start=middle)
-            if not spans[index].start < middle < after.end:
-                raise ValueError(f"{path}:{index + 2}", f"{after.label!r} lies within {one.label!r}; correct the times")
     return spans
 
 
