@@ -18,7 +18,7 @@ from speechllm.errors import UserError
 
 log = logging.getLogger("speechllm")
 
-PARTS = ("scp2jsonl", "http", "train", "decode", "head", "encoder")
+PARTS = ("scp2jsonl", "http", "train", "decode", "head", "encoder", "align")
 WITH_CLONE = ("scp2jsonl", "http")
 ENOUGH = 5  # runs
 WORK = Path(__file__).resolve().parent / "work"
@@ -29,7 +29,7 @@ PACKAGES = ("torch", "transformers", "funasr", "numpy", "kaldi-native-fbank", "s
 class Options:
     upstream: str = ""
     """Clone of FunAudioLLM/Fun-ASR; its scp2jsonl.py runs."""
-    parts: list[Literal["scp2jsonl", "http", "train", "decode", "head", "encoder"]] = field(
+    parts: list[Literal["scp2jsonl", "http", "train", "decode", "head", "encoder", "align"]] = field(
         default_factory=lambda: list(PARTS)
     )
     """What is measured; only a run of all of them writes bench/RESULTS.md."""
@@ -56,7 +56,7 @@ def main(options: Options) -> None:
 
 def measure(part: str, clone: Path, runs: int) -> list:
     """The lines of one part."""
-    from bench import data, decoding, encoder, head, training
+    from bench import align, data, decoding, encoder, head, training
     from bench.measure import RECIPE
     from speechllm.formats.kaldi import read_text
 
@@ -70,6 +70,8 @@ def measure(part: str, clone: Path, runs: int) -> list:
         return head.results(work, runs)
     if part == "encoder":
         return encoder.results(work, runs)
+    if part == "align":
+        return align.results(work, WORK / "aligner", corpus / "test", runs)
     texts = [text for name in ("train", "train_zh") for text in read_text(corpus / name / "text").values()]
     tool = data.Scp2jsonl(clone, WORK / "tiny" / "Qwen3-0.6B", work)
     return data.local(tool, texts, runs) if part == "scp2jsonl" else data.over_http(tool, texts)

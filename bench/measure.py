@@ -28,8 +28,10 @@ def environment(threads: int | None = None) -> dict[str, str]:
     return env | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
-def run(words: list, log_file: Path, cwd: Path = RECIPE, threads: int | None = None) -> float:
-    """Seconds of a command with this Python. What it prints goes to ``log_file``.
+def run(
+    words: list, log_file: Path, cwd: Path = RECIPE, threads: int | None = None, python: str = sys.executable
+) -> float:
+    """Seconds of a command with this Python, or another one. What it prints goes to ``log_file``.
 
     Raises:
         UserError: it failed.
@@ -37,7 +39,7 @@ def run(words: list, log_file: Path, cwd: Path = RECIPE, threads: int | None = N
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file, "w", encoding="utf-8") as out:
         started = time.monotonic()
-        command = [sys.executable, *map(str, words)]
+        command = [python, *map(str, words)]
         code = subprocess.run(command, cwd=cwd, env=environment(threads), stdout=out, stderr=out).returncode
         seconds = time.monotonic() - started
     if code:

@@ -25,10 +25,12 @@ def clocked(*words, **named):
 
 def main(options: decode.Options) -> None:
     checkpoint.open_model = clocked
-    lines = Path(options.scp_file).read_text(encoding="utf-8").splitlines()
-    first = Path(f"{options.output_file}.scp")
+    given = "jsonl_file" if options.jsonl_file else "scp_file"
+    whole = Path(getattr(options, given))
+    lines = whole.read_text(encoding="utf-8").splitlines()
+    first = Path(f"{options.output_file}{whole.suffix}")
     first.write_text(lines[0] + "\n", encoding="utf-8")
-    decode.main(replace(options, scp_file=str(first), output_file=f"{options.output_file}.first"))
+    decode.main(replace(options, **{given: str(first)}, output_file=f"{options.output_file}.first"))
     decode.main(options)
     seconds = time.perf_counter() - loaded
     import torch

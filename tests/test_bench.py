@@ -165,6 +165,28 @@ def test_logits_at_labels_alone_are_the_same_loss_for_less_memory():
     assert most["full"] > 2 * logits and most["ours"] < most["full"] / 2
 
 
+# ---- alignment
+
+
+def test_one_by_one_and_batches_of_alignment_pass_their_gate(tmp_path):
+    from aligner import make_aligner
+
+    from bench import align
+
+    make_aligner(tmp_path / "model", "qwen")
+    jsonl = make_corpus(tmp_path / "corpus", 5)
+    rows = align.take_rows(jsonl.parent, tmp_path / "rows.jsonl", 5)
+    for name in align.BUDGETS:
+        assert align.ours(name, tmp_path, tmp_path / "model", rows)["rows_per_second"] > 0
+    assert align.check_classes(tmp_path).endswith("classes the same")
+    made = tmp_path / "ours.jsonl"
+    told = [json.loads(line) for line in made.read_text().splitlines()]
+    told[2]["classes"][0] += 1
+    made.write_text("".join(json.dumps(row) + "\n" for row in told))
+    with pytest.raises(UserError, match=r"other classes in a batch, of \['utt002'\].*nothing was timed"):
+        align.check_classes(tmp_path)
+
+
 # ---- the scripts
 
 

@@ -123,8 +123,9 @@ class Qwen3ForcedAligner(Family, Aligns):
         features = torch.from_numpy(augment.mel(mel) if augment else mel)
         ids = [self.marks[AUDIO_START], *[self.marks[AUDIO_PAD]] * self.vectors(len(mel)), self.marks[AUDIO_END]]
         marked = np.ones(len(words), bool) if marked is None else np.array(marked)
-        for word, mark in zip(words, marked.tolist(), strict=True):
-            ids += self.tokenizer.encode(word, add_special_tokens=False) + [self.marks[TIMESTAMP]] * 2 * mark
+        tokens = self.tokenizer(words, add_special_tokens=False)["input_ids"]
+        for word, mark in zip(tokens, marked.tolist(), strict=True):
+            ids += word + [self.marks[TIMESTAMP]] * 2 * mark
         row = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)}
         if spans is not None:
             row["places"] = torch.from_numpy(spans[marked].astype(np.float32)).flatten() / self.step
