@@ -24,7 +24,7 @@ start_recipe() {
   local name
   parse_options "$@"
   [[ $size == full || $size == quick ]] || refuse "--size is full or quick, got '$size'"
-  for name in config corpus tokenizer model encoder llm; do # named from where the user stands, or else from the recipe's folder
+  for name in config corpus tokenizer model encoder llm train dev test; do # named from where the user stands, or else from the recipe's folder
     [[ ! -e ${!name:-} ]] || printf -v "$name" %s "$(realpath "${!name}")"
   done
   # shellcheck source=local/env.sh
