@@ -16,6 +16,8 @@ from speechllm.errors import UserError
 from speechllm.formats.kaldi import read_table
 from speechllm.sample import Clip
 
+STRETCH = 0.3  # seconds after which the speed of a warped utterance changes
+
 
 class Recordings:
     """The recordings of a wav.scp. All are measured when it is opened, so that a bad one is found before training.
@@ -102,22 +104,46 @@ class Augment:
 
         What would be over full scale is made quieter as a whole, since clipping would distort it.
         """
-        for change in (self._speed, self._reverb, self._noise, self._volume):
+        for change in (self._speed, self._warped, self._reverb, self._noise, self._volume):
             wave = change(wave)
         peak = np.abs(wave).max()
         return wave / peak if peak > 1 else wave
 
+    def times(self, seconds: np.ndarray) -> np.ndarray:
+        """When what was at these times of the recording is heard after :meth:`wave`; of any shape."""
+        later = seconds / self._factor
+        return np.interp(later, *self._warp(later.max())) if self.conf.time_warp else later
+
     @property
-    def speed(self) -> float:
-        """How much faster than it was recorded the utterance plays."""
+    def _factor(self) -> float:
         return float(self.rng("speed").choice(self.conf.speed_perturb)) if self.conf.speed_perturb else 1.0
 
     def _speed(self, wave: np.ndarray) -> np.ndarray:
         """Pitch moves with the speed, as in Kaldi."""
         import soxr
 
-        speed, rate = self.speed, self.augmenter.rate
+        speed, rate = self._factor, self.augmenter.rate
         return wave if speed == 1.0 else soxr.resample(wave, rate * speed, rate)
+
+    def _warp(self, end: float) -> tuple[np.ndarray, np.ndarray]:
+        """Times before and after, (knots,) each and linear between them, up to at least ``end``.
+
+        The draws of a knot do not depend on how many follow.
+        """
+        draws = self.rng("warp").uniform(-1, 1, (math.ceil(end / STRETCH) + 2, 2))
+        before = np.append(0.0, STRETCH * (np.arange(1, len(draws) + 1) + 0.4 * draws[:, 0]))
+        speeds = np.exp(math.log1p(self.conf.time_warp) * draws[:, 1])
+        return before, np.append(0.0, np.cumsum(np.diff(before) / speeds))
+
+    def _warped(self, wave: np.ndarray) -> np.ndarray:
+        """Pitch moves with the speed here too; samples between samples are those on the line between them."""
+        if not self.conf.time_warp:
+            return wave
+        rate, end = self.augmenter.rate, len(wave) / self.augmenter.rate
+        before, after = self._warp(end)
+        count = int(np.interp(end, before, after) * rate)
+        places = np.interp(np.arange(count) / rate, after, before) * rate
+        return np.interp(places, np.arange(len(wave)), wave).astype(np.float32)
 
     def _reverb(self, wave: np.ndarray) -> np.ndarray:
         """The response counts from its peak, the direct sound, so that the speech neither moves nor grows longer."""
@@ -170,6 +196,7 @@ def _check(conf: DatasetConf) -> None:
             raise UserError(f"dataset_conf.{key} is {found}; give {wanted}")
 
     check(all(0 < x < math.inf for x in conf.speed_perturb), "speed_perturb", conf.speed_perturb, "speeds above 0")
+    check(0 <= conf.time_warp <= 1, "time_warp", conf.time_warp, "0 to 1")
     for key, pair in (("volume_perturb", conf.volume_perturb or [0.0, 0.0]), ("noise.snr", conf.noise.snr)):
         check(len(pair) == 2 and -math.inf < pair[0] <= pair[1] < math.inf, key, pair, "[lowest,highest] in dB")
     for key, share in (("noise.prob", conf.noise.prob), ("reverb.prob", conf.reverb.prob)):

@@ -140,6 +140,21 @@ def test_slots_are_drawn_by_seed_epoch_and_utterance():
     assert all(marked(0, prob=1.0)) and sum(marked(0, prob=0.0)) == 1  # never none: there must be something to learn
 
 
+def test_times_follow_a_speed_that_wanders():
+    """Clicks are heard where their times say."""
+    changed = augment(1, time_warp=0.4, speed_perturb=[0.9])
+    wave, spans = np.zeros(48000, np.float32), np.array([[0.3, 0.7], [1.1, 1.9], [2.2, 2.9]])
+    for time in spans.ravel():
+        wave[int(time * 16000) - 20 : int(time * 16000) + 20] = 0.5
+    heard = np.flatnonzero(changed.wave(wave) > 0.2) / 16000
+    clicks = [click.mean() for click in np.split(heard, np.flatnonzero(np.diff(heard) > 0.02) + 1)]
+    assert clicks == pytest.approx(changed.times(spans).ravel().tolist(), abs=5e-4)
+    stretched = np.diff(changed.times(spans).ravel()) / np.diff(spans.ravel())
+    assert stretched.std() > 0.05 and (stretched > 1 / 0.9 / 1.4).all() and (stretched < 1.4 / 0.9).all()
+    longer = augment(1, time_warp=0.4, speed_perturb=[0.9]).times(np.array([0.3, 25.0]))
+    assert longer[0] == pytest.approx(changed.times(spans)[0, 0])  # whatever comes later
+
+
 def test_times_follow_the_speed():
     changed = augment(speed_perturb=[1.25])
     row = task(slot_prob=1.0).example(Told(), sample(), np.zeros(99), changed)

@@ -210,6 +210,7 @@ def test_workers_draw_what_the_main_process_draws(noise, room):
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
+        (DatasetConf(time_warp=1.5), r"time_warp is 1.5; give 0 to 1"),
         (DatasetConf(speed_perturb=[1.0, 0.0]), r"speed_perturb is \[1.0, 0.0\]; give speeds above 0"),
         (DatasetConf(volume_perturb=[3.0]), r"volume_perturb is \[3.0\]; give \[lowest,highest\] in dB"),
         (DatasetConf(noise=NoiseConf(snr=[20.0, 5.0])), r"noise\.snr is \[20.0, 5.0\]; give \[lowest,highest\]"),

@@ -38,7 +38,7 @@ class Alignment(Task):
             )
         marked = augment.rng("slots").random(len(words)) < self.config.alignment_conf.slot_prob
         marked[augment.rng("slot").integers(len(words))] = True  # or there might be nothing to learn
-        times = np.array(spans, np.float32) / augment.speed
+        times = augment.times(np.array(spans))
         return family.encode(wave, words, times, marked.tolist(), augment)
 
     def query(self, family, sample, wave):
