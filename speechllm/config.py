@@ -77,8 +77,8 @@ class DatasetConf:
     speed_perturb: list[float] = field(default_factory=list)
     """Each utterance plays at one of these speeds, drawn per epoch; for example [0.9,1.0,1.1]."""
     time_warp: float = 0.0
-    """How far the speed wanders within an utterance: 0.25 lets it change every 0.3 s, from 1/1.25 to 1.25; 0: not at all.
-    An aligner then has to listen: it cannot tell when a word comes by how long words usually last."""
+    """How far the speed wanders within an utterance: 0.25 lets it change every 0.3 s, from 1/1.25 to 1.25; 0: it does
+    not. An aligner then has to listen: it cannot tell when a word comes by how long words usually last."""
     volume_perturb: list[float] = field(default_factory=list)
     """Lowest and highest gain in dB, drawn per utterance and epoch; for example [-12,6]."""
     reverb: ReverbConf = field(default_factory=ReverbConf)
