@@ -1,6 +1,7 @@
 """The recipes of alignment, one upon the other: the quick form always, the whole one with tests/run.sh --full."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -45,3 +46,30 @@ def test_alignment(project, shared_data, size):
     if size == "full":
         assert after["value"] < before["value"] and after["comparison"]["p"] < 0.01
     scored(timit, size, size, "test_phone")
+
+
+def own_folder(home, folder, name, count):
+    """Recordings of a set, as somebody might have them: with texts alone, or with times in a CTM each."""
+    folder.mkdir()
+    for row in read(home / "data" / "quick" / f"{name}.jsonl")[:count]:
+        shutil.copy(home / row["audio_path"], folder / f"{row['key']}.wav")
+        if name == "train":
+            (folder / f"{row['key']}.txt").write_text(row["text"])
+            continue
+        words = zip(row["text"].split(), row["timestamps"], strict=True)
+        lines = [f"{row['key']} 1 {start:.3f} {end - start:.3f} {word}\n" for word, (start, end) in words]
+        (folder / f"{row['key']}.ctm").write_text("".join(lines))
+
+
+def test_a_folder_of_ones_own(project, tmp_path):
+    mini = run(project, "mini/align", "quick")  # what test_alignment left is gone on from
+    own_folder(mini, tmp_path / "my train", "train", 12)
+    own_folder(mini, tmp_path / "my test", "test", 6)
+    folders = ["--train", str(tmp_path / "my train"), "--test", str(tmp_path / "my test")]
+    model = ["--model", str(mini / "exp" / "quick"), "--config", str(mini / "conf" / "quick.yaml")]
+    words = ["--min-confidence", "0", "++train_conf.max_epoch=1"]
+    home = run(project, "custom/align", None, *folders, *model, *words)
+    assert len(read(home / "data" / "full" / "train_labels.jsonl")) == 12
+    found = json.loads((home / "exp" / "full" / "decode_test" / "score.json").read_text())
+    assert found["counts"]["utterances"] == found["comparison"]["utterances"] == 6
+    assert "before full" in (home / "RESULTS.md").read_text()
