@@ -32,22 +32,6 @@ def scored(home, size, folder, name):
     return found
 
 
-# A model that hears nothing guesses by the text alone: then a boundary is off by more than 150 ms.
-@pytest.mark.parametrize("size", SIZES)
-def test_alignment(project, shared_data, size):
-    mini = run(project, "mini/align", size)
-    found = scored(mini, size, size, "test")
-    assert found["value"] <= {"quick": 400.0, "full": 24.0}[size]
-    assert found["argmax"] <= {"quick": 400.0, "full": 30.0}[size]
-
-    timit = run(project, "timit/align", size, "--corpus", str(shared_data / "timit_sample"))
-    before, after = (scored(timit, size, folder, "test") for folder in (f"{size}/before", size))
-    assert after["comparison"]["before"] == before["value"] and after["counts"]["utterances"] == 24
-    if size == "full":
-        assert after["value"] < before["value"] and after["comparison"]["p"] < 0.01
-    scored(timit, size, size, "test_phone")
-
-
 def own_folder(home, folder, name, count):
     """Recordings of a set, as somebody might have them: with texts alone, or with times in a CTM each."""
     folder.mkdir()
@@ -61,11 +45,11 @@ def own_folder(home, folder, name, count):
         (folder / f"{row['key']}.ctm").write_text("".join(lines))
 
 
-def test_a_folder_of_ones_own(project, tmp_path):
-    mini = run(project, "mini/align", "quick")  # what test_alignment left is gone on from
-    own_folder(mini, tmp_path / "my train", "train", 12)
-    own_folder(mini, tmp_path / "my test", "test", 6)
-    folders = ["--train", str(tmp_path / "my train"), "--test", str(tmp_path / "my test")]
+def of_ones_own(project, mini, folder):
+    """The recipe for somebody's recordings: texts alone to train on, times to test by."""
+    own_folder(mini, folder / "my train", "train", 12)
+    own_folder(mini, folder / "my test", "test", 6)
+    folders = ["--train", str(folder / "my train"), "--test", str(folder / "my test")]
     model = ["--model", str(mini / "exp" / "quick"), "--config", str(mini / "conf" / "quick.yaml")]
     words = ["--min-confidence", "0", "++train_conf.max_epoch=1"]
     home = run(project, "custom/align", None, *folders, *model, *words)
@@ -73,3 +57,21 @@ def test_a_folder_of_ones_own(project, tmp_path):
     found = json.loads((home / "exp" / "full" / "decode_test" / "score.json").read_text())
     assert found["counts"]["utterances"] == found["comparison"]["utterances"] == 6
     assert "before full" in (home / "RESULTS.md").read_text()
+
+
+# A model that hears nothing guesses by the text alone: then a boundary is off by more than 150 ms.
+@pytest.mark.parametrize("size", SIZES)
+def test_alignment(project, shared_data, tmp_path, size):
+    mini = run(project, "mini/align", size)
+    found = scored(mini, size, size, "test")
+    assert found["value"] <= {"quick": 400.0, "full": 24.0}[size]
+    assert found["argmax"] <= {"quick": 400.0, "full": 30.0}[size]
+
+    timit = run(project, "timit/align", size, "--corpus", str(shared_data / "timit_sample"))
+    before, after = (scored(timit, size, folder, "test") for folder in (f"{size}/before", size))
+    assert after["comparison"]["before"] == before["value"] and after["counts"]["utterances"] == 24
+    if size == "full":
+        assert after["value"] < before["value"] and after["comparison"]["p"] < 0.01
+    scored(timit, size, size, "test_phone")
+    if size == "quick":
+        of_ones_own(project, mini, tmp_path)
