@@ -166,7 +166,7 @@ class Dry:
 
     def __init__(self, root):
         self.root, self.stub = root, root / "stub"
-        for name in ("local", "egs"):
+        for name in ("local", "egs", "conf"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("data", "exp", "downloads"))
         for name in ("finetune.sh", "decode.sh", "requirements.txt"):
             shutil.copy(ROOT / name, root)
@@ -202,11 +202,13 @@ def data_set(folder, *files):
 @pytest.mark.parametrize("size", ["full", "quick"])
 def test_a_recipe_calls_tools_with_options_they_know(dry, path, size):
     run = dry.root / path.relative_to(ROOT)
-    corpus = ["--corpus", "/"] if "--corpus DIR is needed" in run.read_text() else []
-    calls = dry.calls(run, "--size", size, "--nproc", "1", *corpus, "++train_conf.max_epoch=3", cwd="/")
+    needed = re.search(r'refuse "(.*) (is|are) needed"', run.read_text())
+    folders = [word for name in re.findall(r"--\w+", needed[1] if needed else "") for word in (name, "/")]
+    calls = dry.calls(run, "--size", size, "--nproc", "1", *folders, "++train_conf.max_epoch=3", cwd="/")
     tools = {str((run.parent / call[0]).resolve()) for call in calls}
     scorer = "accuracy_eval" if path.parent.name == "phoneme" else "report"
-    assert {str(ROOT / f"tools/{name}.py") for name in ("scp2jsonl", "train", "decode", scorer)} < tools
+    maker = "prepare_aligner_data" if path.parent.name == "align" else "scp2jsonl"
+    assert {str(ROOT / f"tools/{name}.py") for name in (maker, "train", "decode", scorer)} < tools
     helps = {tool: subprocess.run([sys.executable, tool, "--help"], capture_output=True, text=True) for tool in tools}
     for tool, *words in calls:
         known = helps[str((run.parent / tool).resolve())]

@@ -26,8 +26,7 @@ def copy_to(copy):
 
 def run(project, recipe, size, *words):
     env = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
-    sized = ["--size", size] if size else []
-    command = ["bash", str(project / "egs" / recipe / "run.sh"), *sized, *words]
+    command = ["bash", str(project / "egs" / recipe / "run.sh"), "--size", size, *words]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
     return project / "egs" / recipe

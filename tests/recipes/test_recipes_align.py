@@ -50,13 +50,11 @@ def of_ones_own(project, mini, folder):
     own_folder(mini, folder / "my train", "train", 12)
     own_folder(mini, folder / "my test", "test", 6)
     folders = ["--train", str(folder / "my train"), "--test", str(folder / "my test")]
-    model = ["--model", str(mini / "exp" / "quick"), "--config", str(mini / "conf" / "quick.yaml")]
-    words = ["--min-confidence", "0", "++train_conf.max_epoch=1"]
-    home = run(project, "custom/align", None, *folders, *model, *words)
-    assert len(read(home / "data" / "full" / "train_labels.jsonl")) == 12
-    found = json.loads((home / "exp" / "full" / "decode_test" / "score.json").read_text())
+    home = run(project, "custom/align", "quick", *folders, "--model", str(mini / "exp/quick"), "--min-confidence", "0")
+    assert len(read(home / "data" / "quick" / "train_labels.jsonl")) == 12
+    found = json.loads((home / "exp" / "quick" / "decode_test" / "score.json").read_text())
     assert found["counts"]["utterances"] == found["comparison"]["utterances"] == 6
-    assert "before full" in (home / "RESULTS.md").read_text()
+    assert "before quick" in (home / "exp" / "quick" / "RESULTS.md").read_text()
 
 
 # A model that hears nothing guesses by the text alone: then a boundary is off by more than 150 ms.

@@ -6,14 +6,14 @@ train_config=../../../conf/align_lora.yaml
 . "$(dirname "${BASH_SOURCE[0]}")/../../../local/align.sh"
 
 train="" dev="" test="" model=Qwen/Qwen3-ForcedAligner-0.6B language=English min_confidence=0.5
-options=(stage stop_stage run config nproc train dev test model language min_confidence)
+options+=(train dev test model language min_confidence)
 usage="usage: bash run.sh --train DIR --test DIR [options] [++key=value ...]
 
 A DIR holds recordings (wav, flac, mp3, ogg), each with a text of the same name (.txt), or times (.TextGrid, .ctm, .wrd,
 .srt), in folders as you like. --test wants times that people made or corrected, or there is nothing to measure by.
 
 Stages, each of which can be run alone and again:
-  0  JSONL of every set in data/full/
+  0  JSONL of every set in data/<size>/
   1  where training texts have no times, those of the model, if it is sure enough of them
   2  check the run, then fine-tune into exp/<run>/; after a kill the same command goes on where the run stopped
   3  align test with the model before and after training
@@ -27,10 +27,7 @@ Options:
   --language NAME   of the texts (default: $language); Japanese and Korean need the extra align
   --min-confidence SHARE
                     utterances whose words the model is less sure of are not trained on (default: $min_confidence)
-  --stage N, --stop-stage N, --run NAME, --nproc N
-                    as in every recipe
-  --config FILE     YAML of the run (default: conf/align_lora.yaml of the project; three others lie beside it)
-  ++key=value       any key of the YAML, for example ++optim_conf.lr=0.00005"
+$common_options"
 start_recipe "$@"
 before=$exp/before
 
