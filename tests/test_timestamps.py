@@ -268,7 +268,7 @@ def test_stage_4(tmp_path):
     old = [row(f"u{n:02d}", [[0.225 + n / 100, 0.8], [0.925 + n / 100, 1.5]]) for n in range(13)]
     after = decoded(tmp_path / "exp/tuned/decode_test", [*rows, error])
     before = decoded(tmp_path / "exp/base/decode_test", [*old, error])
-    words = (ROOT / "local/score_alignment.sh", tmp_path / "gold.jsonl", after, "R.md", before)
+    words = (ROOT / "local/score_alignment.sh", tmp_path / "gold.jsonl", after, "R.md", f"++baseline={before}")
     done = bash(*words, env={"PYTHON": sys.executable}, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     score = json.loads((after / "score.json").read_text())
