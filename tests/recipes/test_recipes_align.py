@@ -62,8 +62,8 @@ def of_ones_own(project, mini, folder):
 def test_alignment(project, shared_data, tmp_path, size):
     mini = run(project, "mini/align", size)
     found = scored(mini, size, size, "test")
-    assert found["value"] <= {"quick": 120.0, "full": 28.0}[size]  # measured: 77.9 and 26.1; the aim is 24
-    assert found["argmax"] <= {"quick": 120.0, "full": 35.0}[size]  # 32.9 in full; the aim is 30
+    assert found["value"] <= {"quick": 200.0, "full": 28.0}[size]  # measured: 77.9 and 26.1; the aim is 24
+    assert found["argmax"] <= {"quick": 200.0, "full": 35.0}[size]  # 32.9 in full; the aim is 30
 
     timit = run(project, "timit/align", size, "--corpus", str(shared_data / "timit_sample"))
     before, after = (scored(timit, size, folder, "test") for folder in (f"{size}/before", size))
